@@ -26,6 +26,7 @@ ROOTS = {
         "sidestep.node.cluster.service",
         "sidestep.kube.transport",
         "sidestep.proxy.runtime.zygote",
+        "sidestep.proxy.runtime.worker",
     ),
     "command line": ("sidestep.cli.main", "sidestep.laptop.cluster_session", "sidestep.kube.portforward"),
 }

@@ -30,6 +30,7 @@ _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 COMMANDS = {
     "capture": ("sidestep.cli.capture:capture", "Write decrypted traffic of a workload as packets."),
     "completion": ("sidestep.cli.completion_script:completion", "Print what completes words in a shell."),
+    "connect": ("sidestep.cli.connect:connect", "Connect to what a workload's pod can reach."),
     "doctor": ("sidestep.cli.doctor:doctor", "Check this machine and its access to a cluster."),
     "env": ("sidestep.cli.env:env", "Print the variables of a workload's container."),
     "flows": ("sidestep.cli.flows:flows", "Show the requests of a workload as they come."),

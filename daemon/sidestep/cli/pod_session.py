@@ -29,7 +29,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 Allowed = Literal["environment", "network", "files"]
 
 
-def access_spec(namespace: str, workload: str, *allow: Allowed, pod: str = "", container: str = "") -> SessionSpec:
+def access_spec(
+    namespace: str, workload: str, *allow: Allowed, pod: str = "", container: str = "", allow_loopback: bool = False
+) -> SessionSpec:
     """Return the session that has this access to pods of a workload."""
     return SessionSpec(
         namespace=namespace,
@@ -39,6 +41,7 @@ def access_spec(namespace: str, workload: str, *allow: Allowed, pod: str = "", c
         pod=pod,
         allow=allow,
         container=container,
+        allow_loopback=allow_loopback,
         claimed_owner=claimed_owner(),
     )
 
@@ -166,17 +169,22 @@ class World:
         await asyncio.Event().wait()
 
     async def _fetch(self, access: PodAccess) -> None:
-        wanted = self.wanted
-        if wanted.environment:
-            found = variables.parse(await access.environment())
-            found = variables.chosen(found, wanted.include, wanted.exclude)
-            for path, syntax, option in ((wanted.dotenv, "dotenv", "--env-file"), (wanted.json, "json", "--env-json")):
-                if path is not None:
-                    text, left_out = variables.written(found, syntax)
-                    write_private(path, text, option=option)
-                    tell_left_out(left_out, syntax)
-            inherited = variables.for_a_command(found, wanted.include)
-            self._variables |= {os.fsdecode(name): os.fsdecode(value) for name, value in inherited.items()}
+        self._variables |= await fetch_variables(access, self.wanted)
+
+
+async def fetch_variables(access: PodAccess, wanted: Wanted) -> dict[str, str]:
+    """Fetch the variables if they are wanted, and write the files; returns those that a command inherits."""
+    if not wanted.environment:
+        return {}
+    found = variables.parse(await access.environment())
+    found = variables.chosen(found, wanted.include, wanted.exclude)
+    for path, syntax, option in ((wanted.dotenv, "dotenv", "--env-file"), (wanted.json, "json", "--env-json")):
+        if path is not None:
+            text, left_out = variables.written(found, syntax)
+            write_private(path, text, option=option)
+            tell_left_out(left_out, syntax)
+    inherited = variables.for_a_command(found, wanted.include)
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in inherited.items()}
 
 
 def world_options(command: F) -> F:

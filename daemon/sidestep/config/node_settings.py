@@ -1,7 +1,7 @@
 """Settings of a node, from annotations on the Node object (docs/install.md).
 
 An absent annotation means the default. An invalid one is a problem and keeps the previous value, so that a typo neither
-starts nor stops anything.
+starts nor stops anything. Of the networks that are denied, an invalid one denies all where none were denied before.
 
 Globs support `*` and `?`. `kube-system` and Sidestep's own namespace are steered only when a glob without wildcards
 names them: `*` means the namespaces of users.
@@ -14,6 +14,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import TypeVar
 
 from sidestep.config import annotation_names as names
@@ -29,6 +30,9 @@ DEFAULT_DRAIN_TIMEOUT = 30.0
 MAX_DRAIN_TIMEOUT = 3600.0
 """Seconds."""
 MAX_GLOBS = 256
+MAX_NETWORKS = 256
+EVERYTHING = ("0.0.0.0/0", "::/0")
+"""Networks that hold every address."""
 MAX_PODS_LIMIT = 10_000
 """Upper bound of `max-pods`; a kubelet runs a few hundred pods at most."""
 
@@ -49,7 +53,8 @@ class EveOutput(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
     """Settings of one node. `namespaces` are globs; `max_pods` is None for no limit; `drain_timeout` is in seconds;
-    `inspection` says whether inspection policies apply."""
+    `inspection` says whether inspection policies apply; `outbound_deny` are networks (CIDR) to which no session
+    may have a pod connect."""
 
     enabled: bool = True
     namespaces: tuple[str, ...] = ("*",)
@@ -58,6 +63,7 @@ class NodeSettings:
     inspection: bool = True
     eve: EveOutput = EveOutput.FILE
     own_namespace: str = OWN_NAMESPACE
+    outbound_deny: tuple[str, ...] = ()
 
     def allows(self, namespace: str) -> bool:
         """Whether pods of this namespace may be steered on this node."""
@@ -96,6 +102,7 @@ def resolve(
         inspection=read(names.INSPECTION, _boolean, before.inspection, default.inspection),
         eve=read(names.EVE, _eve, before.eve, default.eve),
         own_namespace=before.own_namespace,
+        outbound_deny=read(names.OUTBOUND_DENY, _networks, before.outbound_deny or EVERYTHING, default.outbound_deny),
     )
     return settings, tuple(problems)
 
@@ -115,6 +122,20 @@ def _globs(value: str) -> tuple[str, ...]:
             reason = "must be namespace names or globs (with * and ?) separated by commas"
             raise ConfigurationError(f"{glob[:64]!r} is none: {reason}" if glob else reason)
     return globs
+
+
+def _networks(value: str) -> tuple[str, ...]:
+    texts = [part.strip(" ") for part in value.split(",")]
+    if len(texts) > MAX_NETWORKS:
+        raise ConfigurationError(f"lists {len(texts)} networks, at most {MAX_NETWORKS} are possible")
+    found = []
+    for text in texts:
+        try:
+            found.append(str(ip_network(text)))
+        except ValueError as error:
+            reason = "must be networks like 10.0.0.0/8, separated by commas (where none held before, all are denied)"
+            raise ConfigurationError(f"{text[:64]!r} is none: {reason}" if text else reason) from error
+    return tuple(dict.fromkeys(found))
 
 
 def _count(value: str) -> int | None:

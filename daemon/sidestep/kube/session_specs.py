@@ -136,11 +136,12 @@ class InspectionFields(ResourceFields, frozen=True):
 class PodAccessFields(ResourceFields, frozen=True):
     """`spec` of a PodAccess. At least one of `workload` and `pod`: a pod alone is meant by its name."""
 
-    allow: list[Literal["Environment", "Files"]]
+    allow: list[Literal["Environment", "Files", "Network"]]
     session: SessionFields
     workload: str = ""
     pod: str = ""
     container: str = ""
+    allow_loopback: bool = False
     owner: str = ""
     renew_time: str | None = None
 
@@ -247,6 +248,7 @@ def _access_of(metadata: MetadataFields, spec: PodAccessFields) -> Intercept:
         pod=spec.pod or None,
         allow=frozenset(Allow(each.lower()) for each in spec.allow),
         container=spec.container,
+        allow_loopback=spec.allow_loopback,
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.handler import NoHandler
@@ -163,9 +163,9 @@ class PodAccess(NoHandler):
         """Begin a snapshot (`protocols.file_frames`). Raises RefusedError, PeerError."""
         return await self._ask(lambda number, pod: Files(number, pod, paths=paths, max_bytes=max_bytes))
 
-    async def connect(self, host: str, port: int) -> Granted:
-        """Connect from the pod to a host by TCP. Raises RefusedError, PeerError."""
-        return await self._ask(lambda number, pod: Connect(number, pod, host, port))
+    async def connect(self, host: str, port: int, protocol: Literal["tcp", "udp"] = "tcp") -> Granted:
+        """Connect from the pod to a host; UDP is carried as capsules. Raises RefusedError, PeerError."""
+        return await self._ask(lambda number, pod: Connect(number, pod, host, port, protocol))
 
     async def pod(self) -> str:
         """Wait for a pod that can be used; returns `namespace/name`. Raises RefusedError after `READY` seconds."""

@@ -25,7 +25,11 @@ from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondi
 from sidestep.model.intercept import SessionKind
 from sidestep.tunnel.messages import SessionSpec
 
-_ALLOWED: Mapping[str, Literal["Environment", "Files"]] = {"environment": "Environment", "files": "Files"}
+_ALLOWED: Mapping[str, Literal["Environment", "Files", "Network"]] = {
+    "environment": "Environment",
+    "files": "Files",
+    "network": "Network",
+}
 """What a session may use, as `spec.allow` has it."""
 
 
@@ -54,6 +58,7 @@ def spec_fields(spec: SessionSpec, public_key: str, user: str) -> AnySpec:
             workload=spec.workload,
             pod=spec.pod,
             container=spec.container,
+            allow_loopback=spec.allow_loopback,
             allow=[_ALLOWED[each] for each in spec.allow],
             session=session,
             owner=owner,

@@ -262,8 +262,6 @@ class _Daemon:
             local_refusal="" if self._cluster is None else "this node belongs to a cluster: intercept through its API",
         )
 
-        sessions.world = NodePodWorld(inventory=lambda: controller.inventory, reader=self._reader)
-
         node = self._options.node_name
         records = EveLog(
             node=node,
@@ -300,6 +298,13 @@ class _Daemon:
             on_change=self._shown.changed,
             on_crash=self._crashed,
             absence=absence(kept),
+        )
+        sessions.world = NodePodWorld(
+            inventory=lambda: controller.inventory,
+            reader=self._reader,
+            target=reconciler.target,
+            denied=lambda: controller.settings.outbound_deny,
+            node_addresses=partial(own_addresses, in_pod=self._cluster is not None),
         )
         return _Parts(
             conditions=conditions,

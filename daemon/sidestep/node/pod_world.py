@@ -1,31 +1,81 @@
 """The pods' world as this node has it: what `AccessServer` grants to sessions that may use it.
 
-Variables are read by the reader's one-shot child (`node.certificates.one_shot`), never by a pod's proxy. Rights are
-checked by `node.sessions.access` before anything is asked here.
+Variables, and the files by which the pod looks up names, are read by the reader's one-shot child
+(`node.certificates.one_shot`), never by a pod's proxy. Connections are made by the pod's proxy, which is in the pod's
+network namespace; it is told what the node denies. Rights are checked by `node.sessions.access` before anything is
+asked here.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Final
 
-from sidestep.model.errors import RefusedError
+from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.node.certificates.requests import Names
 from sidestep.node.sessions.pod_world import NoWorld
 from sidestep.policy.pod_access import container_of, process_of
+from sidestep.proxy.control.messages import MAX_HOSTS, MAX_RESOLV_CONF, Dial, UseNetwork
+from sidestep.tunnel.channel import SocketChannel
+from sidestep.tunnel.errors import ChannelBrokenError
 
 if TYPE_CHECKING:
     from sidestep.model.intercept import Intercept
     from sidestep.model.inventory import Inventory
     from sidestep.model.pod import Pod, PodKey
     from sidestep.node.certificates.reader import Reader
+    from sidestep.node.pods.target import Target
+    from sidestep.tunnel.channel import Channel
+
+KEPT: Final = 15.0
+"""Seconds for which what was read of a container's files, and the node's addresses, are used again."""
+MAX_NAMES: Final = 1024
+"""Containers of which it is kept."""
+
+
+class RelayedChannel(SocketChannel):
+    """The socket on which a pod's proxy relays a connection.
+
+    Closed in both directions before this end has finished its own, it tells of a connection that broke.
+    """
+
+    _finished = False
+
+    async def read(self) -> bytes:
+        """As Channel.read."""
+        data = await super().read()
+        if not data and not self._finished and self.hung_up():
+            raise ChannelBrokenError("the connection was reset")
+        return data
+
+    async def write_eof(self) -> None:
+        """As Channel.write_eof."""
+        self._finished = True
+        await super().write_eof()
 
 
 class NodePodWorld(NoWorld):
-    """A `node.sessions.pod_world.PodWorld`. `inventory` returns the present one."""
+    """A `node.sessions.pod_world.PodWorld`. `inventory` returns the present one, `target` the target of a pod, `denied`
+    the networks to which no session may have a pod connect, `node_addresses` the node's own."""
 
-    def __init__(self, *, inventory: Callable[[], Inventory], reader: Reader) -> None:
+    def __init__(
+        self,
+        *,
+        inventory: Callable[[], Inventory],
+        reader: Reader,
+        target: Callable[[PodKey], Target | None],
+        denied: Callable[[], tuple[str, ...]],
+        node_addresses: Callable[[], frozenset[IPv4Address | IPv6Address]],
+    ) -> None:
         self._inventory = inventory
         self._reader = reader
+        self._target = target
+        self._denied = denied
+        self._node_addresses = node_addresses
+        self._node: tuple[float, tuple[str, ...]] | None = None
+        self._names: dict[tuple[str, int | None], tuple[float, asyncio.Task[Names]]] = {}
 
     async def environment(self, access: Intercept, pod: PodKey, container: str) -> bytes:
         """As PodWorld.environment."""
@@ -36,8 +86,53 @@ class NodePodWorld(NoWorld):
             raise RefusedError(f"container {name} of pod {pod} has no process here")
         return await self._reader.environment(pid, found.location.births.get(pid))
 
+    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> Channel:
+        """As PodWorld.connect."""
+        target = self._target(pod)
+        if target is None or not target.serves(access.uid):
+            raise RefusedError(f"pod {pod} makes no connections for {access.leave_name} now")
+        names = await self._names_of(access, self._pod(pod))
+        resolv_conf, hosts = names.resolv_conf[:MAX_RESOLV_CONF], names.hosts[:MAX_HOSTS]
+        network = UseNetwork(0, resolv_conf, hosts, denied=self._denied(), node=self._addresses())
+        dial = Dial(0, 0, host, port, protocol, allow_loopback=access.allow_loopback)
+        return RelayedChannel(await target.dial(dial, network))
+
+    def _addresses(self) -> tuple[str, ...]:
+        """Return the node's own addresses, looked up at most KEPT seconds ago. Raises SidestepError."""
+        now = asyncio.get_running_loop().time()
+        if self._node is None or now - self._node[0] > KEPT:
+            self._node = now, tuple(sorted(map(str, self._node_addresses())))
+        return self._node[1]
+
+    async def _names_of(self, access: Intercept, pod: Pod) -> Names:
+        """Return how a container looks up names, read at most KEPT seconds ago. Raises SidestepError."""
+        root = _root_of(pod, container_of(access, pod))
+        if root is None:
+            return Names("", "")
+        now = asyncio.get_running_loop().time()
+        since, reading = self._names.get(root, (now, None))
+        if reading is None or now - since > KEPT:
+            reading = asyncio.ensure_future(self._reader.names(*root))
+            self._names.pop(root, None)
+            self._names[root] = now, reading
+            if len(self._names) > MAX_NAMES:
+                del self._names[next(iter(self._names))]
+        try:
+            return await asyncio.shield(reading)
+        except SidestepError:
+            self._names.pop(root, None)
+            raise
+
     def _pod(self, key: PodKey) -> Pod:
         found = self._inventory().pods.get(key)
         if found is None:
             raise RefusedError(f"pod {key} is gone")
         return found
+
+
+def _root_of(pod: Pod, container: str) -> tuple[str, int | None] | None:
+    """Return the root of a container, with the start time of its process; None where there is none."""
+    pid = process_of(pod, container)
+    if pid is not None:
+        return f"/proc/{pid}/root", pod.location.births.get(pid)
+    return None if pod.location.root is None else (pod.location.root, None)

@@ -150,6 +150,13 @@ async def env(stage: Stage) -> None:
     assert "gives no access to pods" in done.error
 
 
+async def connect(stage: Stage) -> None:
+    """Up to the pod: none of it can be used here, for there are no pod proxies."""
+    done = await stage.run("connect", "pod/orders-1")
+    assert (done.code, done.stdout) == (1, ""), done
+    assert "no pod can be used now" in done.error
+
+
 async def list_(stage: Stage) -> None:
     done = await stage.run("list")
     assert done.code == 0, done
@@ -288,6 +295,7 @@ async def node(stage: Stage) -> None:
 ROWS = {
     "capture": Row(works=True, check=capture),
     "completion": Row(works=True, check=completion),
+    "connect": Row(works=True, check=connect),
     "doctor": Row(works=True, check=doctor),
     "env": Row(works=True, check=env),
     "flows": Row(works=True, check=flows),

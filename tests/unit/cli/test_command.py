@@ -16,6 +16,7 @@ NEEDED = {
     "ui": ["orders"],
     "capture": ["orders", "-w", "x.pcapng"],
     "inspect": ["orders"],
+    "connect": ["orders"],
     "env": ["orders"],
     "leave": ["orders"],
     "list": [],

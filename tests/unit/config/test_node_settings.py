@@ -21,6 +21,12 @@ KEY = "sidestep.dev/"
         ("eve", "off", "eve", EveOutput.OFF),
         ("inspection", "false", "inspection", False),
         ("inspection", "true", "inspection", True),
+        (
+            "outbound-deny",
+            "10.0.0.0/8, 192.0.2.1,fd00::/8",
+            "outbound_deny",
+            ("10.0.0.0/8", "192.0.2.1/32", "fd00::/8"),
+        ),
     ],
 )
 def test_good_values(annotation, value, field, expected):
@@ -76,6 +82,17 @@ def test_a_bad_value_is_a_problem_and_the_last_good_one_stays(annotation, value)
     assert "the last good value stays" in problem.text
     assert problem.text.isprintable()
     assert len(problem.text) < 500
+
+
+@pytest.mark.parametrize("value", ["", "10.0.0.1/8", "shop", ",".join(f"10.0.0.{number}" for number in range(257))])
+def test_networks_that_cannot_be_read_deny_more_rather_than_less(value):
+    annotations = {f"{KEY}outbound-deny": value}
+    settings, (problem,) = resolve(annotations, previous=NodeSettings())
+    assert settings.outbound_deny == ("0.0.0.0/0", "::/0")
+    assert problem.annotation == f"{KEY}outbound-deny"
+    before, _ = resolve({f"{KEY}outbound-deny": "10.0.0.0/8"})
+    assert resolve(annotations, previous=before)[0].outbound_deny == ("10.0.0.0/8",)
+    assert resolve({}, previous=settings)[0].outbound_deny == ()
 
 
 def test_removing_an_annotation_brings_the_default_back():

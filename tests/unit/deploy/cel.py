@@ -4,9 +4,9 @@ A schema has rules at any depth (`x-kubernetes-validations`). Each is about the 
 that names `oldSelf` is about a change, and is not asked when a resource is created. A rule that cannot be evaluated,
 because it names a field that is not there, does not hold.
 
-The rules use `has`, `==`, `!=`, `!`, `&&`, `||` and fields only; there CEL and Python differ in nothing but spelling,
-and in one thing: in CEL the other side of `&&` and `||` may decide although this one cannot be evaluated. So a rule may
-be found wanting here that an API server takes, and not the other way round.
+The rules use `has`, `==`, `!=`, `!`, `&&`, `||`, `in` and fields only; there CEL and Python differ in nothing but
+spelling, and in one thing: in CEL the other side of `&&` and `||` may decide although this one cannot be evaluated. So
+a rule may be found wanting here that an API server takes, and not the other way round.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class Value:
     def __bool__(self):
         assert isinstance(self.value, bool), "CEL's && and || take truth values only"
         return self.value
+
+    def __contains__(self, one):
+        assert isinstance(self.value, list), "CEL's `in` is asked of lists only here"
+        return one in self.value
 
     __hash__ = None
 

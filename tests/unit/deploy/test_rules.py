@@ -27,6 +27,7 @@ SPEC = {
     "records": "All",
     "allow": ["Environment"],
     "container": "app",
+    "allowLoopback": False,
     "handler": {"plaintext": True},
     "show": {"statuses": ["5xx"]},
     "owner": "ada",
@@ -49,6 +50,7 @@ OTHER = {
     "records": "Alerts",
     "allow": ["Environment", "Files"],
     "container": "sidecar",
+    "allowLoopback": True,
     "handler": {"plaintext": False},
     "show": {"statuses": ["5xx", "none"]},
     "owner": "eve",
@@ -70,11 +72,12 @@ def passes(part, new, old):
 
 @pytest.mark.parametrize(("file", "count"), [("daemonset.yaml", 8), ("inspection.yaml", 11)])
 def test_rules_use_what_the_first_api_servers_with_rules_had(file, count):
-    """`has`, comparisons, `!`, `&&`, `||` and fields: no function that came later, or that costs by itself."""
+    """`has`, comparisons, `!`, `&&`, `||`, `in` a short list, fields: no function that came later, or that costs."""
     found = [*rules_of([*yaml.safe_load_all((DEPLOY / file).read_text())])]
     assert len(found) >= count
     for rule in found:
-        words = re.sub(r"has\((?:self|oldSelf)(?:\.\w+)+\)|\b(?:self|oldSelf)(?:\.\w+)+", "", " ".join(rule.split()))
+        field = r"(?:self|oldSelf)(?:\.\w+)+"
+        words = re.sub(rf"has\({field}\)|'\w+' in self\.allow\b|\b{field}", "", " ".join(rule.split()))
         assert re.fullmatch(r"[\s()=!&|]*", words), words
 
 
@@ -184,4 +187,20 @@ def test_the_digest_is_written_once(name, old, new, passed):
 def test_an_access_is_to_a_workload_or_to_a_pod(fields, passed):
     part = schema("podaccesses.sidestep.dev")["properties"]["spec"]
     spec = {"allow": ["Files"], "session": SPEC["session"], **fields}
+    assert passes(part, spec, spec) is passed
+
+
+@pytest.mark.parametrize(
+    ("fields", "passed"),
+    [
+        ({"allow": ["Network"], "allowLoopback": True}, True),
+        ({"allow": ["Environment", "Network"], "allowLoopback": True}, True),
+        ({"allow": ["Network"]}, True),
+        ({"allow": ["Environment"], "allowLoopback": False}, True),
+        ({"allow": ["Environment"], "allowLoopback": True}, False),
+    ],
+)
+def test_the_loopback_of_an_access_is_about_connections(fields, passed):
+    part = schema("podaccesses.sidestep.dev")["properties"]["spec"]
+    spec = {"workload": "orders", "session": SPEC["session"], **fields}
     assert passes(part, spec, spec) is passed

@@ -30,6 +30,15 @@ def test_a_whole_resource():
     assert (intercept.port, intercept.allow_loopback) == ("", False)
 
 
+def test_connections_and_the_loopback():
+    found = read(SessionKind.ACCESS, value(allow=["Network"], allowLoopback=True)).intercept
+    assert (found.allow, found.allow_loopback) == ({Allow.NETWORK}, True)
+    assert "allowLoopback" in read(SessionKind.ACCESS, value(allowLoopback=True)).problem
+    spec = SessionSpec("shop", "orders", "", kind="wiretap", allow=("network",), allow_loopback=True)
+    fields = spec_fields(spec, KEY, "ada")
+    assert (fields.allow, fields.allow_loopback) == (["Network"], True)
+
+
 def test_a_pod_alone_is_meant_by_its_name():
     intercept = read(SessionKind.ACCESS, value(workload=None, pod="orders-1")).intercept
     assert (intercept.workload, intercept.pod) == (WorkloadRef("orders-1", "pod"), "orders-1")

@@ -239,6 +239,8 @@ class NodeStatusView:
         problem = self._reconciler.problem(key)
         if planned is not None and planned.outbound is not None and uid in planned.outbound.uids:
             return _listening_state(key, target, uid, problem)
+        if planned is not None and any(each.uid == uid for each in planned.access):
+            return _connecting_state(key, target, uid, plan.pending.get((uid, key), "") or problem)
         if target is None or not ports or not target.serves(uid):
             if (uid, key) in plan.pending:
                 return PodState(str(key), "pending", problem or plan.pending[uid, key])
@@ -361,6 +363,14 @@ def _listening_state(key: PodKey, target: Target | None, uid: str, problem: str)
     if not target.egress.serving:
         return PodState(str(key), "pending", target.absence())
     return PodState(str(key), "active" if target.counters.outbound.get("outbound") else "attached", problem)
+
+
+def _connecting_state(key: PodKey, target: Target | None, uid: str, problem: str) -> PodState:
+    """Return how a pod stands to a session that may have it make connections."""
+    if target is None or not target.serves(uid):
+        return PodState(str(key), "failed" if problem else "pending", problem)
+    absence = problem or target.absence()
+    return PodState(str(key), "pending" if absence else "active", absence)
 
 
 def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, str]:

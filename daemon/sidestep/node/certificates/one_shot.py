@@ -1,6 +1,6 @@
 """The one-shot child of the reader: opens a source, drops all privileges, validates, answers, ends.
 
-A source is a certificate, manifests, or the variables of a process.
+A source is a certificate, manifests, the variables of a process, or the files by which it looks up names.
 
     1  as root      sends its pidfd, so that the daemon can kill it; opens the files (or the token for the API server)
     2               becomes a user without privileges, with limits for CPU time, wall time, memory and file size
@@ -55,6 +55,8 @@ from sidestep.node.certificates.requests import (
     IdentityFacts,
     ManifestSecret,
     ManifestsRequest,
+    Names,
+    NamesRequest,
     Payload,
     ReadRequest,
     Started,
@@ -80,11 +82,16 @@ MEMORY: Final = 256 * 1024 * 1024
 _DESCRIPTORS: Final = 64
 _RACY: Final = 0.1
 """Seconds within which a file can change twice with unchanged times."""
+_NAMES: Final = (("/etc/resolv.conf", 16 * 1024), ("/etc/hosts", 256 * 1024))
+"""The files by which names are looked up, and how many bytes of each are used."""
 _MAX_MANIFEST: Final = 4 * MAX_FILE
 _PR_SET_PDEATHSIG = 1
 
 
-def run(request: ReadRequest | ManifestsRequest | EnvironmentRequest, answers: socket.socket) -> NoReturn:
+Asked = ReadRequest | ManifestsRequest | EnvironmentRequest | NamesRequest
+
+
+def run(request: Asked, answers: socket.socket) -> NoReturn:
     """Carry out one request and end the process. Runs in a fresh fork of the reader."""
     status = 1
     try:
@@ -102,12 +109,14 @@ def run(request: ReadRequest | ManifestsRequest | EnvironmentRequest, answers: s
         os._exit(status)
 
 
-def _answer(request: ReadRequest | ManifestsRequest | EnvironmentRequest) -> tuple[Summary | Payload, int | None]:
+def _answer(request: Asked) -> tuple[Summary | Payload, int | None]:
     match request:
         case ManifestsRequest():
             return _manifests(request)
         case EnvironmentRequest():
             return _environment(request)
+        case NamesRequest():
+            return _names(request)
         case _:
             return _certificate(request)
 
@@ -353,6 +362,18 @@ def _environment(request: EnvironmentRequest) -> tuple[Payload, int]:
     _drop_privileges(cpu=CPU, wall=WALL)
     content = read_environment(fd) or b"\0"
     return Payload(len(content)), sealed_memfd("sidestep-environment", content)
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def _names(request: NamesRequest) -> tuple[Payload, int]:
+    root = Root(*request.root)
+    opened = [(_optional(root, path), path, most) for path, most in _NAMES]
+    _drop_privileges(cpu=CPU, wall=WALL)
+    texts = ["" if fd is None else read_steady(fd, path)[:most].decode(errors="replace") for fd, path, most in opened]
+    data = msgspec.msgpack.encode(Names(*texts))
+    return Payload(len(data)), sealed_memfd("sidestep-names", data)
 
 
 # --- the process ----------------------------------------------------------------------------------------------------

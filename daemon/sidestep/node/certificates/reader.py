@@ -36,6 +36,8 @@ from sidestep.node.certificates.requests import (
     Failed,
     Folder,
     ManifestsRequest,
+    Names,
+    NamesRequest,
     Payload,
     ReadRequest,
     Request,
@@ -134,6 +136,19 @@ class Reader:
             doing=f"reading the variables of process {pid}",
         )
         return _content(answer, fd)
+
+    async def names(self, root: str, birth: int | None) -> Names:
+        """Return how names are looked up below a root, that of the process started at `birth`.
+
+        Raises ReadError, KernelError, PeerError.
+        """
+        answer, fd = await self._by_child(
+            NamesRequest((root, birth)), ("names", root), deadline=WALL + 2.0, doing=f"reading below {root}"
+        )
+        try:
+            return msgspec.msgpack.decode(_content(answer, fd), type=Names)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise PeerError("the reader's answer cannot be decoded") from error
 
     @property
     def pid(self) -> int | None:

@@ -95,7 +95,24 @@ class EnvironmentRequest(msgspec.Struct, tag=True, frozen=True):
     birth: int | None
 
 
-Request = StampRequest | ReadRequest | ManifestsRequest | EnvironmentRequest
+class NamesRequest(msgspec.Struct, tag=True, frozen=True):
+    """Read how names are looked up below a root: etc/resolv.conf and etc/hosts. Answered by `Payload`, with a memfd of
+    `Names` as MessagePack. What is not there is empty.
+
+    `root` is (path, start time of its process or None).
+    """
+
+    root: tuple[str, int | None]
+
+
+class Names(msgspec.Struct, frozen=True):
+    """What the two files hold. Bytes that are not UTF-8 are replaced."""
+
+    resolv_conf: str
+    hosts: str
+
+
+Request = StampRequest | ReadRequest | ManifestsRequest | EnvironmentRequest | NamesRequest
 
 
 class Started(msgspec.Struct, tag=True, frozen=True):

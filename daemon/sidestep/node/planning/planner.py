@@ -26,6 +26,8 @@ and becomes a condition: a bad port never disables a good one.
   opened, it is steered only for a policy that fails closed.
 - On a port with a policy that enforces, a global intercept is refused, whichever is older: it would be carried unread.
   One that is refused everywhere stands in no other intercept's way.
+- Where a policy enforces rules about connections that pods make, an access that may make some is refused: its
+  connections, which the pod's proxy makes, are not steered to the policy.
 - A policy about connections that pods make, or a session that listens to them, makes a target of each pod that it
   means, with or without steered ports. So does an access that may make connections (`Allow.NETWORK`); another access
   needs no proxy, and is refused or waits by itself.
@@ -172,6 +174,7 @@ def plan(
     }
     surveys.keep_only(surveyed)
     _inspect(placed, surveyed, settings, draft, placements)
+    _refuse_uninspected(draft)
     steered = sorted(
         draft.wanted.keys()
         | draft.listening.keys()
@@ -323,6 +326,16 @@ def _inspect(
             draft.outward[key] = applying
         for reason, names in problems.items():
             draft.leave_out(key, f"pod {key}", names, reason)
+
+
+def _refuse_uninspected(draft: _Draft) -> None:
+    """Refuse accesses that make connections in pods whose connections a policy judges: theirs would not be."""
+    for key in draft.connecting.keys() & draft.outward.keys():
+        strict = enforcing(draft.outward[key])
+        if strict is not None:
+            refused = draft.connecting.pop(key)
+            text = f"{strict.display} enforces rules about the pod's connections, and does not see those of an access"
+            draft.refuse(refused, key, Condition(ConditionType.POLICY_ENFORCED, f"pod {key}", text))
 
 
 def _refuse_global(key: PodKey, draft: _Draft) -> None:

@@ -47,8 +47,10 @@ from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.steering import Steering, programs_attached
 
 if TYPE_CHECKING:
+    import socket
+
     from sidestep.node.planning.inspection_times import InspectionTimes, Uninspected
-    from sidestep.proxy.control.messages import Probed
+    from sidestep.proxy.control.messages import Dial, Probed, UseNetwork
     from sidestep.snapshots.hindrance import Hindrance
     from sidestep.snapshots.inspection import PolicySnapshot
     from sidestep.snapshots.ports import PortSnapshot
@@ -181,6 +183,10 @@ class Target:
             )
         self._streams.look(force=True)
         self._log.info("target configured", ports=sorted(wanted), generation=self._generation)
+
+    async def dial(self, dial: Dial, network: UseNetwork) -> socket.socket:
+        """Have the proxy make a connection for a session; as `PodProxy.dial`."""
+        return await self._running().dial(dial, network)
 
     def follow_policies(self, closing: frozenset[int]) -> None:
         """Close these ports and open all others, before the plan that says so is applied. Never raises."""

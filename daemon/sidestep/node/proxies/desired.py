@@ -21,7 +21,7 @@ import msgspec
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import SidestepError
-from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, ShareTable, Unlisten
+from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, ShareTable, Unlisten, UseNetwork
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
@@ -86,6 +86,8 @@ class Acknowledged:
     configuration: Configure | None = None
     listeners: dict[PortKey, socket.socket] = field(default_factory=dict)
     table: DestinationTable | None = None
+    network: UseNetwork | None = None
+    """What it was told with the last connection that it was asked for."""
 
 
 async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged, *, source_deadline: float) -> None:

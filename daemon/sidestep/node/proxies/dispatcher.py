@@ -13,6 +13,7 @@ from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.node.proxies import sanitising
+from sidestep.node.proxies.dials import Dials
 from sidestep.node.proxies.proxy_handler import ProxyHandler
 from sidestep.node.proxies.proxy_process import ProxyProcess
 from sidestep.node.records.checking import Rules
@@ -21,6 +22,7 @@ from sidestep.protocols.eve import FIREWALL
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.messages import (
     OUTBOUND,
+    Dialed,
     ForgetClient,
     FromProxy,
     Heartbeat,
@@ -59,6 +61,8 @@ class ProxyDispatcher:
         self._rules: tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]] = ({}, {})
         """The rules of the present inspection policies and of the last ones, by policy."""
         self._ports: frozenset[int] = frozenset()
+        self.dials = Dials()
+        """Connections that it was asked for."""
         self.closed = False
         """Requests for streams are refused."""
 
@@ -99,6 +103,8 @@ class ProxyDispatcher:
                     self._handler.on_live_records(message, self._known_rules())
             case Report():
                 self._handler.on_report(message)
+            case Dialed():
+                self.dials.answered(process, message.stream, message.error)
             case _:
                 self._told(message)
 

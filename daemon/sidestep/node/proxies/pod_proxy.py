@@ -32,7 +32,7 @@ from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState
 from sidestep.node.proxies.proxy_process import Placement, ProxyLimits, ProxyProcess
 from sidestep.node.proxies.zygote import Zygote
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.messages import OUTBOUND, OUTBOUND_TRANSPORT, Configure
+from sidestep.proxy.control.messages import OUTBOUND, OUTBOUND_TRANSPORT, Configure, Dial, UseNetwork
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
@@ -47,6 +47,8 @@ class SupervisorSettings:
     """For a handler to be connected; below the proxy's own."""
     source_deadline: float = 15.0
     """For a credential source."""
+    dial_deadline: float = 30.0
+    """For a connection from the pod to be made; above the proxy's own (`proxy.access.connecting`)."""
     apply_deadline: float = 20.0
     """For `apply`, `listen`, `unlisten`, restarts of the process included."""
     cgroups: MemoryCgroups | None = None
@@ -71,6 +73,8 @@ class PodProxy:
         self._state = ProxyState.STOPPED
         self._turn = asyncio.Event()
         self._dispatcher = ProxyDispatcher(handler, tasks=self._tasks, open_deadline=settings.open_deadline)
+        self._dials = self._dispatcher.dials
+        self._dialling = asyncio.Lock()
         self._started = False
         self._stopping = False
         self.broken = False
@@ -179,6 +183,23 @@ class PodProxy:
         self._desired.table = None
         await self.unlisten(OUTBOUND, OUTBOUND_TRANSPORT)
 
+    async def dial(self, dial: Dial, network: UseNetwork) -> socket.socket:
+        """Have the process make a connection from the pod; returns a stream socket for its bytes, or capsules.
+
+        It is no part of the desired state: the connection ends with the process. Closing the socket ends it, too.
+        Raises SidestepError: RefusedError with the process's own reason.
+        """
+        try:
+            async with patience(self._settings.dial_deadline, of=lambda: self.pid):
+                process = await self._running()
+                async with self._dialling:
+                    if process.told.network != network:
+                        await process.tell(network, doing="take what connections from the pod need")
+                        process.told.network = network
+                return await self._dials.make(process, dial)
+        except TimeoutError as error:
+            raise DeadlineError(f"connecting from {self.name}", self._settings.dial_deadline) from error
+
     async def feed_ids(self, fd: int) -> None:
         """Have the present process feed an IDS through this pipe, which stays the caller's. Raises SidestepError.
 
@@ -251,6 +272,7 @@ class PodProxy:
         while True:
             reason = await process.ended()
             self._process = None
+            self._dials.process_ended()
             if self._stopping:
                 return
             lived = loop.time() - process.began

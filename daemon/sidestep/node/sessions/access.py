@@ -40,12 +40,10 @@ from sidestep.tunnel.access import (
     decode_line,
     encode_line,
 )
-from sidestep.tunnel.channel import SocketChannel
+from sidestep.tunnel.channel import Channel, SocketChannel
 from sidestep.tunnel.pump import pump
 
 if TYPE_CHECKING:
-    import socket
-
     from sidestep.node.sessions.pod_world import PodWorld
     from sidestep.tunnel.stream import Stream
 
@@ -178,24 +176,25 @@ class AccessServer:
             return
         if isinstance(asked, Files):
             sock = await self._world.files(self._access, pod, asked.container, asked.paths, asked.max_bytes)
+            channel: Channel = SocketChannel(sock)
         else:
-            sock = await self._world.connect(self._access, pod, asked.host, asked.port, asked.protocol)
-        await self._pump(asked.number, sock)
+            channel = await self._world.connect(self._access, pod, asked.host, asked.port, asked.protocol)
+        await self._pump(asked.number, channel)
 
-    async def _pump(self, number: int, sock: socket.socket) -> None:
+    async def _pump(self, number: int, channel: Channel) -> None:
         try:
             stream = await self._opened(number)
         except BaseException:
-            sock.close()
+            channel.abort()
             raise
-        await pump(stream, SocketChannel(sock))
+        await pump(stream, channel)
 
     async def _opened(self, number: int) -> Stream:
         assert self._open_data is not None  # noqa: S101 - requests are read after it was set
         return await self._open_data(number)
 
     def _refuse(self, number: int, error: SidestepError) -> None:
-        self._tell(Refused(number, harmless(str(error))[:MAX_REASON]))
+        self._tell(Refused(number, harmless(str(error), MAX_REASON)[: MAX_REASON + 1]))
 
 
 async def _send(stream: Stream, content: bytes) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from sidestep.model.intercept import Intercept
     from sidestep.model.pod import PodKey
+    from sidestep.tunnel.channel import Channel
 
 
 class PodWorld(Protocol):
@@ -24,8 +25,8 @@ class PodWorld(Protocol):
     ) -> socket.socket:
         """Begin a snapshot; returns a stream socket from which its frames are read (`protocols.file_frames`)."""
 
-    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> socket.socket:
-        """Make a connection in the pod's network namespace; returns a stream socket for its bytes, or capsules."""
+    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> Channel:
+        """Make a connection in the pod's network namespace; returns a channel for its bytes, or capsules."""
 
 
 class NoWorld:
@@ -41,7 +42,7 @@ class NoWorld:
         """As PodWorld.files."""
         raise _refused(access, pod, container, paths, max_bytes)
 
-    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> socket.socket:
+    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> Channel:
         """As PodWorld.connect."""
         raise _refused(access, pod, host, port, protocol)
 

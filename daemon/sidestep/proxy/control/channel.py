@@ -51,6 +51,7 @@ CARRY_DESCRIPTOR = frozenset(
         messages.ShareTable,
         messages.Listen,
         messages.Opened,
+        messages.Dial,
         messages.Large,
     }
 )

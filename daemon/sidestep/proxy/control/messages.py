@@ -43,6 +43,10 @@ MAX_FIELDS = 4096
 MAX_COUNTERS = 512
 """Counters of one kind that are decoded at most; some sixty exist."""
 
+MAX_RESOLV_CONF, MAX_HOSTS = 16 * 1024, 256 * 1024
+"""Characters of the container's files that `UseNetwork` has."""
+MAX_DIAL_ERROR = 1000
+"""Characters of the reason in `Dialed`."""
 MAX_RECORDS = 128
 """Records of one `Records`."""
 MAX_RECORD = 32 * 1024
@@ -177,6 +181,36 @@ class Refused(Message):
     stream: int
 
 
+class UseNetwork(Message):
+    """What connections of `Dial` need. Sent before the first, and again when it has changed."""
+
+    resolv_conf: Annotated[str, msgspec.Meta(max_length=MAX_RESOLV_CONF)]
+    """The container's /etc/resolv.conf."""
+    hosts: Annotated[str, msgspec.Meta(max_length=MAX_HOSTS)]
+    """Its /etc/hosts."""
+    denied: tuple[str, ...] = ()
+    """Networks that are refused (annotation `sidestep.dev/outbound-deny`)."""
+    node: tuple[str, ...] = ()
+    """The node's own addresses, which are refused."""
+
+
+class Dial(Message):
+    """Connect from the pod for a session with access to it, and relay. fd: the proxy's end of a stream socketpair.
+
+    Answered by `Dialed`, besides the Ack. The daemon closes its end to give the connection up, at any time. AF_UNIX
+    sockets have no reset: the proxy closes both directions at once, without an end before, where the server resets.
+    """
+
+    stream: int
+    """The daemon's counter."""
+    host: str
+    """An address, or a name to be looked up."""
+    port: int
+    protocol: str
+    """"tcp", or "udp": the socketpair then carries capsules (`protocols.capsules`)."""
+    allow_loopback: bool = False
+
+
 class Drain(Message):
     """Stop: finish what is in flight within `timeout` seconds, then exit."""
 
@@ -236,6 +270,13 @@ class Reset(Message):
     """
 
     stream: int
+
+
+class Dialed(Message):
+    """The connection of a `Dial` is made, or why it is not."""
+
+    stream: int
+    error: Annotated[str, msgspec.Meta(max_length=MAX_DIAL_ERROR)] = ""
 
 
 class LoggedAnswer(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -434,6 +475,8 @@ ToProxy = (
     | Unlisten
     | Opened
     | Refused
+    | UseNetwork
+    | Dial
     | Drain
     | Ack
     | Large
@@ -444,6 +487,7 @@ FromProxy = (
     | Heartbeat
     | Open
     | Reset
+    | Dialed
     | Requests
     | Records
     | LiveRecords

@@ -135,6 +135,10 @@ class Room:
         self._compare(used)
         return used < self._limit
 
+    def is_half_left(self) -> bool:
+        """Whether half of the descriptors is free: for connections that must not keep clients out."""
+        return self._usage.descriptors() < self._limit // 2
+
     @property
     def is_short(self) -> bool:
         """Whether the last descriptors are reserved for connections that are served: nothing optional is opened."""

@@ -42,6 +42,7 @@ from sidestep.engine.mirror.gate import TapGate
 from sidestep.engine.mirror.ledger import Ledger
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
+from sidestep.proxy.access.access_side import AccessSide
 from sidestep.proxy.connection.app_dials import LEAD, AppDials
 from sidestep.proxy.connection.client_naming import ClientNaming
 from sidestep.proxy.connection.datagram_flow import Key
@@ -133,6 +134,9 @@ class Worker:
         self._outbound = OutboundSide(
             self._loop, self, self._readiness, has_room=self._room.is_left, retired=self._exit_when_drained
         )
+        self._access = AccessSide(
+            self._loop, self._link, self.pipes, has_room=self._room.is_half_left, retired=self._exit_when_drained
+        )
 
     def run(self) -> None:
         """Serve until drained."""
@@ -183,6 +187,8 @@ class Worker:
                 self._handlers.arrived(message.stream, None if fd is None else socket.socket(fileno=fd))
             case messages.Refused():
                 self._handlers.arrived(message.stream, None)
+            case messages.UseNetwork() | messages.Dial():
+                self._access.obey(message, fd)
             case messages.Drain():
                 self._drain(message.timeout)
             case _:
@@ -455,7 +461,7 @@ class Worker:
         self._connections.retire_orphaned(self._loop.now - ORPHANED)
 
     def _exit_when_drained(self) -> None:
-        if not self._draining or self._connections.count:
+        if not self._draining or self._connections.count or len(self._access):
             return
         if self._listeners.are_retiring or self._outbound.is_retiring:
             return
@@ -469,6 +475,7 @@ class Worker:
 
     def _drain_over(self) -> None:
         self._connections.abandon()
+        self._access.abandon()
         self._listeners.close_retired()
         self._outbound.close_retired()
         self._datagrams.close()

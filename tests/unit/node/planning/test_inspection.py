@@ -22,7 +22,7 @@ from sidestep.model.inspection import (
     Mode,
     Rule,
 )
-from sidestep.model.intercept import Kind, WorkloadRef
+from sidestep.model.intercept import Allow, Kind, WorkloadRef
 from sidestep.model.pod import ContainerPort, Family, Location, Owner, PodKey, ServicePort, Transport
 from sidestep.model.workload import LabelSelector
 from sidestep.node.planning import inspection
@@ -108,6 +108,16 @@ def test_a_policy_about_what_pods_send_makes_a_target_without_ports():
     assert result.outward == {POD: ("shop/p",)}
     assert result.inspected == result.conditions == result.not_inspected == {}
     assert result.certificates == ()
+
+
+def test_an_access_makes_no_connections_past_a_policy_that_enforces():
+    access = intercept("u1", kind=Kind.WIRETAP, port="", filter=Filter(), allow=frozenset({Allow.NETWORK}))
+    result = planned(outward(rules=(), mode=Mode.ENFORCE), intercepts=[access])
+    assert result.pods[POD].access == ()
+    assert "shop/p enforces rules" in result.refusals["u1", POD]
+    assert ConditionType.POLICY_ENFORCED in {kind for kind, _ in reasons(result)}
+    result = planned(outward(rules=()), intercepts=[access])
+    assert ([each.uid for each in result.pods[POD].access], result.refusals) == (["u1"], {})
 
 
 def test_what_else_such_a_policy_says_is_carried_out():

@@ -14,6 +14,7 @@ from sidestep.model.intercept import MAX_ENVIRONMENT, Allow, Kind
 from sidestep.model.pod import PodKey
 from sidestep.node.sessions.session import Session
 from sidestep.tunnel import access as lines
+from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.cli_end import CliEnd
 from sidestep.tunnel.messages import PodState, State
 from tests.unit.node.scenes import intercept
@@ -49,7 +50,7 @@ class World:
         self.asked.append(("connect", str(pod), host, port, protocol))
         if host == "nowhere":
             raise RefusedError("nowhere does not exist")
-        return self._pair()
+        return SocketChannel(self._pair())
 
     def _pair(self):
         ours, theirs = socket.socketpair()

@@ -1,0 +1,87 @@
+"""What a client of the proxy says before its connection is made: bounded reads that leave over what comes after.
+
+`EarlyChannel` gives the rest to the tunnel first, so a client may send before it has been answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final
+
+from sidestep.model.errors import PeerError
+from sidestep.tunnel.channel import SocketChannel
+
+MAX_HEAD: Final = 64 * 1024
+"""Bytes of the head of an HTTP request."""
+_READ: Final = 64 * 1024
+
+
+class Conversation:
+    """One client's socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.rest = b""
+        """What was read and not used."""
+
+    async def exactly(self, size: int) -> bytes:
+        """Return so many bytes. Raises PeerError at the end."""
+        while len(self.rest) < size:
+            await self._more()
+        taken, self.rest = self.rest[:size], self.rest[size:]
+        return taken
+
+    async def head(self) -> bytes:
+        """Return everything to the first empty line, and it. Raises PeerError above MAX_HEAD bytes."""
+        while (end := self.rest.find(b"\r\n\r\n")) < 0:
+            if len(self.rest) > MAX_HEAD:
+                raise PeerError(f"the head of a request has more than {MAX_HEAD} bytes")
+            await self._more()
+        taken, self.rest = self.rest[: end + 4], self.rest[end + 4 :]
+        return taken
+
+    async def peek(self) -> int:
+        """Return the first byte, and leave it there."""
+        while not self.rest:
+            await self._more()
+        return self.rest[0]
+
+    async def read(self) -> bytes:
+        """Return what comes next; b"" at the end."""
+        taken, self.rest = self.rest, b""
+        return taken or await self._receive()
+
+    async def say(self, data: bytes) -> None:
+        """Send. Raises PeerError."""
+        try:
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
+        except OSError as error:
+            raise PeerError("the client has gone") from error
+
+    async def _more(self) -> None:
+        data = await self._receive()
+        if not data:
+            raise PeerError("the client has gone")
+        self.rest += data
+
+    async def _receive(self) -> bytes:
+        try:
+            return await asyncio.get_running_loop().sock_recv(self.sock, _READ)
+        except OSError as error:
+            raise PeerError("the client has gone") from error
+
+
+class EarlyChannel(SocketChannel):
+    """A client's socket of which some bytes have been read already. Owns it."""
+
+    def __init__(self, said: Conversation) -> None:
+        super().__init__(said.sock)
+        self._said = said
+
+    async def read(self) -> bytes:
+        """As Channel.read."""
+        if self._said.rest:
+            early, self._said.rest = self._said.rest, b""
+            return early
+        return await super().read()

@@ -1,0 +1,136 @@
+"""Connections that a pod makes for a developer, with the real daemon, a real proxy in the pod, and real peers."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+
+import pytest
+
+from tests.harness import manifests
+from tests.harness.namespaces import pod_namespace
+from tests.harness.node import SIDESTEP, node
+from tests.harness.peers import Server, http_app
+from tests.harness.pod_world import connect, dns_server, main_process
+from tests.harness.waiting import until
+
+SEARCH = "shop.svc.cluster.test svc.cluster.test cluster.test"
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """A pod whose resolver is in the client's namespace, where the services are; and the daemon of its node."""
+    with pod_namespace() as space:
+        resolv_conf, hosts = tmp_path / "resolv.conf", tmp_path / "hosts"
+        resolv_conf.write_text(f"nameserver {space.client_ip}\nsearch {SEARCH}\noptions ndots:5\n")
+        hosts.write_text(f"127.0.0.1 localhost\n{space.client_ip} aliased\n{space.ip} orders-1\n")
+        records = ["--address=/db.shop.svc.cluster.test/" + space.client_ip, "--local=/test/", "--local=/pay/"]
+        with (
+            main_process(space, resolv_conf=resolv_conf, hosts=hosts) as process,
+            dns_server(space, tmp_path, *records),
+            node(tmp_path) as daemon,
+        ):
+            stated = {"sidestep.dev/pid": str(process.pid)}
+            document = manifests.pod(
+                "orders", space, annotations=stated, ports=[manifests.container_port(8080, "http")]
+            )
+            daemon.write("pod.yaml", document)
+            until(lambda: daemon.get("/v1/workloads"), within=10, what="the pod")
+            yield space, daemon
+
+
+def curl(proxy, url, *options):
+    """curl through a proxy; (exit status, body, what it said)."""
+    command = ["curl", "-sS", "--max-time", "40", "--noproxy", "", "-x", proxy, *options, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_command_reaches_by_name_what_only_the_pod_reaches(pod):
+    space, daemon = pod
+    with Server(http_app, name="database", netns=space.client, address=space.client_ip) as server:
+        words = ["connect", "orders", "-n", "shop", "--socket", daemon.socket, "--"]
+        for url in (
+            f"http://db:{server.port}/",
+            f"http://db.shop:{server.port}/",
+            f"http://{space.client_ip}:{server.port}/",
+        ):
+            command = ["curl", "-sS", "--max-time", "30", url]
+            done = subprocess.run([SIDESTEP, *words, *command], capture_output=True, text=True, timeout=60, check=False)
+            assert (done.returncode, done.stdout) == (0, "database\n"), done.stderr
+        assert {each.peer[0] for each in server.connections} == {space.ip}
+    assert daemon.status()["intercepts"] == []
+
+
+def test_socks_and_http_on_one_port(pod, tmp_path):
+    space, daemon = pod
+    with Server(http_app, name="database", netns=space.client, address=space.client_ip) as server:
+        with connect(daemon, tmp_path) as connection:
+            there, urls = f"db:{server.port}", connection.urls
+            for proxy, options in (
+                (urls["ALL_PROXY"], ()),
+                (urls["HTTP_PROXY"], ()),
+                (urls["HTTP_PROXY"], ("--proxytunnel",)),
+                (f"socks5h://127.0.0.1:{connection.port}", ()),
+            ):
+                assert curl(proxy, f"http://{there}/", *options)[:2] == (0, "database\n")
+            body = curl(urls["HTTP_PROXY"], f"http://{there}/echo", "--data", "a=1")
+            assert body[:2] == (0, "a=1")
+        assert connection.process.running is False
+    assert "Traceback" not in connection.said
+
+
+def test_destinations_that_are_denied(pod, tmp_path):
+    space, daemon = pod
+    daemon.write("node.yaml", {
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": socket.gethostname(), "annotations": {"sidestep.dev/outbound-deny": "203.0.113.0/24"}},
+    })  # fmt: skip
+    with Server(http_app, name="own", netns=space.pod, address="0.0.0.0") as own, connect(daemon, tmp_path) as one:
+        for host, reason in (
+            ("169.254.169.254", "link-local"),
+            ("[::ffff:169.254.169.254]", "link-local"),
+            ("127.0.0.1", "the pod's own"),
+            ("localhost", "the pod's own"),
+            ("0.0.0.0", "of no host"),
+            (space.ip, "the pod's own"),
+            ("orders-1", "the pod's own"),
+            ("100.100.100.200", "metadata"),
+            ("203.0.113.7", "outbound-deny"),
+            ("239.1.1.1", "multicast"),
+        ):
+            code, body, said = curl(one.urls["HTTP_PROXY"], f"http://{host}:{own.port}/")
+            assert code == 0, said
+            assert "is refused" in body, (host, body)
+            assert reason in body, (host, body)
+        assert own.connections == []
+        assert "is refused" in one.said
+    with (
+        Server(http_app, name="own", netns=space.pod, address="0.0.0.0") as own,
+        connect(daemon, tmp_path, "--allow-loopback") as one,
+    ):
+        for host in ("localhost", space.ip):
+            assert curl(one.urls["ALL_PROXY"], f"http://{host}:{own.port}/")[:2] == (0, "own\n")
+        assert "link-local" in curl(one.urls["HTTP_PROXY"], "http://169.254.169.254/")[1]
+
+
+def test_the_node_itself_is_denied(pod, tmp_path):
+    _, daemon = pod
+    found = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=10, check=True).stdout.split()
+    with connect(daemon, tmp_path) as one:
+        for address in found[:4]:
+            host = f"[{address}]" if ":" in address else address
+            body = curl(one.urls["HTTP_PROXY"], f"http://{host}:10250/")[1]
+            assert "it is the node's own" in body or "link-local" in body
+
+
+def test_failures_are_told_in_words(pod, tmp_path):
+    space, daemon = pod
+    with connect(daemon, tmp_path) as one:
+        proxy = one.urls["HTTP_PROXY"]
+        body = curl(proxy, "http://nowhere.pay/")[1]
+        assert "the pod knows no host nowhere.pay (asked for nowhere.pay.shop.svc.cluster.test" in body
+        assert f"{space.client_ip}:9 refused the connection" in curl(proxy, f"http://{space.client_ip}:9/")[1]
+        socks = curl(f"socks5h://127.0.0.1:{one.port}", "http://nowhere.pay/")
+        assert socks[0] == 97
+        assert "nowhere.pay" in one.said

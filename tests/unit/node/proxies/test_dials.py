@@ -1,0 +1,76 @@
+"""Connections that a pod's proxy is asked to make: what it may answer, and what becomes of it when it does not."""
+
+import asyncio
+import socket
+
+import pytest
+
+from sidestep.model.errors import RefusedError
+from sidestep.node.proxies.dials import Dials
+from sidestep.proxy.control.messages import Dial
+from tests.unit.tunnel.ends import asynchronous
+
+WANTED = Dial(0, 0, "db", 5432, "tcp")
+
+
+class Process:
+    """A proxy process: it keeps the descriptors that it gets."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def tell(self, message, fd=None, *, doing):
+        self.asked.append((message.stream, socket.socket(fileno=socket.dup(fd))))
+
+
+async def begun(dials, process):
+    making = asyncio.create_task(dials.make(process, WANTED))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return making, *process.asked[-1]
+
+
+@asynchronous
+async def test_a_connection_that_is_made():
+    dials, process = Dials(), Process()
+    making, stream, theirs = await begun(dials, process)
+    with theirs:
+        dials.answered(process, stream, "")
+        with await making as ours:
+            ours.sendall(b"hello")
+            assert theirs.recv(5) == b"hello"
+
+
+@asynchronous
+async def test_only_the_process_that_was_asked_answers_and_once():
+    dials, process, other = Dials(), Process(), Process()
+    making, stream, theirs = await begun(dials, process)
+    with theirs:
+        dials.answered(other, stream, "")
+        dials.answered(process, stream + 1, "")
+        dials.answered(process, 0, "")
+        await asyncio.sleep(0)
+        assert not making.done()
+        dials.answered(process, stream, "db refused\x1b[2J")
+        dials.answered(process, stream, "")
+        with pytest.raises(RefusedError, match="db refused") as caught:
+            await making
+        assert "\x1b" not in str(caught.value)
+        assert theirs.recv(1) == b""
+
+
+@pytest.mark.parametrize("how", ["ends", "cancelled"])
+@asynchronous
+async def test_nothing_is_left_of_one_that_is_not_made(how):
+    dials, process = Dials(), Process()
+    making, stream, theirs = await begun(dials, process)
+    with theirs:
+        if how == "ends":
+            dials.process_ended()
+            with pytest.raises(RefusedError, match="has ended"):
+                await making
+        else:
+            making.cancel()
+            await asyncio.wait({making})
+        assert theirs.recv(1) == b""
+        dials.answered(process, stream, "")
