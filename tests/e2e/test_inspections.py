@@ -7,6 +7,7 @@ import json
 import signal
 
 import pytest
+import yaml
 
 from tests.e2e import test_inspection as written
 from tests.harness.node import SIDESTEP
@@ -86,6 +87,30 @@ def test_requests_and_alerts_of_all_pods_are_told_without_secrets(cluster, produ
     assert cluster.get("inspections", namespace=shop.namespace) == []
 
 
+def test_the_exception_from_an_alert_is_found_by_its_id_alone(cluster, product, shop):
+    with a_policy(cluster, shop):
+        words = ("-n", shop.namespace)
+        for pod in shop.pods():
+            refused = shop.get(pod, f"/admin/users?token={SECRET}", options=("--http1.1",))
+            assert refused.status == 403
+            done = product.run("policy", "except", refused.text.strip(), *words, user=AUDITOR, within=60)
+            assert done.code == 0, done
+            assert "shop/orders: no-admin" in done.output
+            assert SECRET not in done.output
+            [change] = yaml.safe_load_all(done.output)
+            [rule] = change["spec"]["rules"]
+            assert rule["except"]["paths"] == [{"match": "Equal", "value": "/admin/users"}]
+        absent = product.run("policy", "except", "00000000-1", *words, user=AUDITOR, within=60)
+        assert absent.code == 1
+        assert "none of the last alerts of the workloads with policies" in absent.error
+        denied = product.run("policy", "except", refused.text.strip(), *words, user=DEVELOPER, within=60)
+        assert denied.code == 1
+        assert SECRET not in denied.output + denied.error
+        assert "no-admin" not in denied.output
+    assert cluster.get("inspections", namespace=shop.namespace) == []
+    product.quiet(shop.pods())
+
+
 def test_who_lacks_the_role_is_told_verb_and_role(cluster, product, shop):
     refused = product.run("inspect", "orders", "-n", shop.namespace, "-p", "https", user=DEVELOPER, within=40)
     assert refused.code == 1
@@ -121,7 +146,7 @@ def test_it_ends_by_leave(cluster, product, shop):
     product.quiet(shop.pods())
 
 
-@pytest.mark.parametrize("spec", [{"records": "Bodies"}, {"port": None}, {"session": {}}])
+@pytest.mark.parametrize("spec", [{"records": "Bodies"}, {"alert": "last"}, {"port": None}, {"session": {}}])
 def test_the_api_server_refuses_what_it_can_judge(cluster, shop, spec):
     document = {
         "apiVersion": "sidestep.dev/v1alpha1",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,21 @@ class Result:
         return json.loads(self.stdout)
 
 
-def sidestep(*words: str | Path, socket: Path | None = None, within: float = 20.0) -> Result:
-    """Run a command to its end. `socket` is passed as --socket."""
+def sidestep(
+    *words: str | Path,
+    socket: Path | None = None,
+    within: float = 20.0,
+    environment: Mapping[str, str] | None = None,
+) -> Result:
+    """Run a command to its end. `socket` is passed as --socket; each variable replaces one of this process's."""
     extra: list[str | Path] = [] if socket is None else ["--socket", socket]
     done = subprocess.run(
-        [SIDESTEP, *map(str, [*words, *extra])], capture_output=True, text=True, timeout=within, check=False
+        [SIDESTEP, *map(str, [*words, *extra])],
+        capture_output=True,
+        text=True,
+        timeout=within,
+        check=False,
+        env={**os.environ, **(environment or {})},
     )
     return Result(done.returncode, done.stdout, done.stderr)
 

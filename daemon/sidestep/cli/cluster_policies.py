@@ -6,6 +6,7 @@ Whoever may not read policies, and a cluster in which their definitions are not 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -118,6 +119,31 @@ async def written(access: ClusterAccess, namespace: str) -> list[InspectionPolic
         return [each.policy for each in await _observed(api, namespace) if each.policy is not None]
     finally:
         await api.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedWorkloads:
+    """The workloads of a namespace to which policies apply: `kind/name` and one of the ports, "" where they apply only
+    to connections that it makes. `is_cut`: a status has no room for all of them."""
+
+    places: dict[str, str]
+    is_cut: bool
+
+
+async def inspected_workloads(access: ClusterAccess, namespace: str) -> InspectedWorkloads:
+    """Return what the statuses of policies say of a namespace. Raises ClusterError."""
+    api = Api(access)
+    try:
+        found = await _observed(api, namespace)
+    finally:
+        await api.aclose()
+    entries = [entry for each in found for entry in each.status.nodes.values() if entry is not None]
+    places: dict[str, str] = {}
+    for at in sorted((at for entry in entries for at in entry.inspected), key=lambda at: at.workload):
+        where, _, name = at.workload.partition("/")
+        if where == namespace and (at.ports or name not in places):
+            places[name] = str(at.ports[0]) if at.ports else ""
+    return InspectedWorkloads(places, any(entry.inspected_more for entry in entries))
 
 
 async def inspected_ports(api: Api, namespace: str) -> InspectedPorts:

@@ -1,7 +1,8 @@
 """`sidestep policy except`: from an alert to the change of a policy that keeps it from coming again.
 
-The alert is looked up among the last ones of this machine's daemon, which knows the policies in force, too; or in a
-file of EVE records, with the policies of the files that are named, or those of the cluster.
+The alert is looked up among the last ones of this machine's daemon, which knows the policies in force, too; of the
+daemons of a cluster (`alert_search`); or in a file of EVE records, with the policies of the files that are named, or
+those of the cluster.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ import msgspec
 import yaml
 
 from sidestep.aio.named_file import opened, read_named
-from sidestep.cli.backend import Backend, backend_options
+from sidestep.cli.alert_search import MAX_RECORDS, search
+from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.cluster_policies import written
-from sidestep.cli.command import Command, FilePath
-from sidestep.cli.options import output_option
+from sidestep.cli.command import Command, FilePath, WorkloadType
+from sidestep.cli.options import namespace_option, output_option
 from sidestep.cli.output import json_line
 from sidestep.config.manifests import load_file
 from sidestep.config.yaml_documents import MAX_TEXT
 from sidestep.engine.inspection.alert_changes import changes_of
 from sidestep.kube.access import ClusterAccess
-from sidestep.laptop.api_refusals import DAEMON_LABELS, DAEMON_NAMESPACE
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.errors import ConfigurationError, RefusedError, SidestepError
 from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.text import harmless
+from sidestep.policy.earlier_alerts import ID
 from sidestep.policy.exceptions import By
 from sidestep.protocols.eve import MAX_RECORD
 from sidestep.protocols.eve_records import Record
@@ -39,9 +41,6 @@ from sidestep.tunnel.messages import decode
 from sidestep.tunnel.views import AlertView, ChangeView
 
 STANDARD_INPUT: Final = Path("-")
-MAX_ALERTS: Final = 64
-"""Records of one id that are read."""
-_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9]{1,19}")
 _TOLD: Final = re.compile(r"sidestep: policy \S+, id (\S+)")
 """What a refused client was told."""
 _DECODER: Final = msgspec.json.Decoder(Record)
@@ -57,7 +56,7 @@ class AlertId(click.ParamType[str]):
         text = str(value).strip()
         told = _TOLD.fullmatch(text)
         found = told[1] if told else text
-        if text and not _ID.fullmatch(found):
+        if text and not ID.fullmatch(found):
             self.fail(f"{harmless(repr(found), 80)} is no id of an alert: it looks like 2c6db743-1", param, ctx)
         return found
 
@@ -73,9 +72,22 @@ class AlertId(click.ParamType[str]):
     show_default=True,
     help="What is excepted: the request (method and path), its client (rules), or all of the port (firewalls).",
 )
+@namespace_option
+@click.option(
+    "--workload", type=WorkloadType(), default="", metavar="WORKLOAD", help="In a cluster: ask for this workload only."
+)
 @output_option
 @backend_options
-def except_(alert_id: str, files: tuple[Path, ...], eve: Path | None, by: str, backend: Backend, output: str) -> int:
+def except_(
+    alert_id: str,
+    files: tuple[Path, ...],
+    eve: Path | None,
+    by: str,
+    namespace: str | None,
+    workload: str,
+    backend: Backend,
+    output: str,
+) -> int:
     """Print the change of the policy that lets pass what the alert ALERT-ID is about.
 
     ALERT-ID stands in what a refused client was told (`sidestep: policy NAME, id ID`; the whole line may be given), in
@@ -87,8 +99,8 @@ def except_(alert_id: str, files: tuple[Path, ...], eve: Path | None, by: str, b
     records, and FILE... are the documents of the policies, so that the change has what they except already. Without
     FILE they are read from the cluster, if there is one.
 
-    In a cluster the daemon of the pod's node knows the alert. Without --eve the command prints how to ask all daemons;
-    that takes the right to execute commands in their pods.
+    In a cluster the daemon of the pod's node knows the alert. Without --eve those of all workloads with policies in the
+    namespace are asked; that takes ClusterRole sidestep-auditor there, as sidestep inspect does.
 
     The exit code is 1 if there is no such alert, or nothing can except it.
 
@@ -99,7 +111,11 @@ def except_(alert_id: str, files: tuple[Path, ...], eve: Path | None, by: str, b
     if eve is None:
         if files:
             raise click.UsageError("FILE is for --eve: the daemon knows its policies")
-        found = _of_daemon(backend, alert_id, By(by))
+        if isinstance(backend, ClusterAccess):
+            records = search(backend, alert_id, namespace=namespace_for(backend, namespace), workload=workload)
+            found = _of_records(records, _known(backend, records, ()), By(by))
+        else:
+            found = _of_daemon(backend, alert_id, By(by))
     else:
         records = tuple(_records(eve, alert_id))
         if not records:
@@ -112,14 +128,7 @@ def except_(alert_id: str, files: tuple[Path, ...], eve: Path | None, by: str, b
     return 0 if any(each.spec for each in found.changes) else 1
 
 
-def _of_daemon(backend: Backend, alert_id: str, by: By) -> AlertView:
-    if isinstance(backend, ClusterAccess):
-        raise ConfigurationError(
-            "in a cluster the daemon of the pod's node knows the alert. This asks them all, if you may execute commands"
-            f" in their pods: for pod in $(kubectl get pods -n {DAEMON_NAMESPACE} -l {DAEMON_LABELS} -o name); do "
-            f"kubectl exec -n {DAEMON_NAMESPACE} $pod -- sidestep policy except {alert_id} --by {by} && break; done "
-            "(or give records with --eve)"
-        )
+def _of_daemon(backend: Path, alert_id: str, by: By) -> AlertView:
     try:
         body = asyncio.run(LocalClient(backend).get(f"/v1/alerts/{alert_id}/{by}"))
     except RefusedError as error:
@@ -142,7 +151,7 @@ def _records(path: Path, alert_id: str) -> Iterator[Record]:
 def _found(file: BinaryIO, alert_id: str) -> Iterator[Record]:
     """Lines that are no records are left out: a log that was rotated or cut may begin and end in the midst of one."""
     needle, count = f'"{alert_id}"'.encode(), 0
-    while count < MAX_ALERTS and (line := file.readline(MAX_RECORD)):
+    while count < MAX_RECORDS and (line := file.readline(MAX_RECORD)):
         if needle in line:
             try:
                 record = _DECODER.decode(line)

@@ -29,6 +29,7 @@ from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondi
 from sidestep.model.intercept import Allow, Intercept, Kind, Live, SessionKind, Snap, WorkloadRef
 from sidestep.model.pod import Transport
 from sidestep.model.secret_fields import SECRET
+from sidestep.policy.earlier_alerts import check_alert
 from sidestep.policy.matching import prove
 from sidestep.policy.outbound_sessions import check_egress
 from sidestep.policy.pod_access import check_access
@@ -129,6 +130,7 @@ class InspectionFields(ResourceFields, frozen=True):
     owner: str = ""
     reset_existing: bool = False
     records: Literal["All", "Alerts"] = "All"
+    alert: str = ""
     egress: bool = False
     renew_time: str | None = None
 
@@ -210,7 +212,9 @@ def _intercept_of(kind: SessionKind, metadata: MetadataFields, spec: AnySpec) ->
         return replace(basis, capture=Snap(spec.snap.lower()), duration=seconds, max_bytes=size)
     if isinstance(spec, InspectionFields):
         _check_shows_no_secret(spec.filter)
-        return replace(_basis(Kind.WIRETAP, metadata, spec), records=Live(spec.records.lower()))
+        made = replace(_basis(Kind.WIRETAP, metadata, spec), records=Live(spec.records.lower()), alert=spec.alert)
+        check_alert(made)
+        return made
     if isinstance(spec, PodAccessFields):
         return _access_of(metadata, spec)
     transport = Transport(spec.transport.lower())

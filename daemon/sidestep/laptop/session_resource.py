@@ -89,6 +89,7 @@ def spec_fields(spec: SessionSpec, public_key: str, user: str) -> AnySpec:
             owner=owner,
             reset_existing=spec.reset_existing,
             records="Alerts" if spec.records == "alerts" else "All",
+            alert=spec.alert,
             egress=spec.egress,
             renew_time=now,
         )

@@ -126,6 +126,9 @@ class Intercept:
     """With `Allow.NETWORK`: connections to the pod's loopback, too."""
     shown: Shown = field(default_factory=Shown)
     """Which of its requests it is shown."""
+    alert: str = ""
+    """With `Live.ALERTS`: the id of an exchange whose alerts the daemon knows already, which come first
+    (`sidestep policy except`)."""
 
     @property
     def session_kind(self) -> SessionKind:

@@ -335,6 +335,7 @@ class _Daemon:
             },
             alerts=parts.records.recent,
         )
+        sessions.alerts = parts.records.recent.of
         sessions.on_change = controller.changed
         intercepts = sessions.intercepts
         if self._cluster is None:

@@ -88,6 +88,8 @@ class SessionSpec(msgspec.Struct, frozen=True):
     since: float = 0.0
     last: int = 0
     """For flows, or a wiretap with a filter: receive events about earlier requests."""
+    alert: Annotated[str, msgspec.Meta(max_length=28)] = ""
+    """With `records` "alerts": receive the alerts of this exchange first (`model.intercept.Intercept.alert`)."""
 
 
 class Hello(msgspec.Struct, frozen=True):

@@ -6,8 +6,11 @@ import json
 import pytest
 import yaml
 
+from sidestep.cli import alert_search
+from sidestep.cli.cluster_policies import InspectedWorkloads
 from sidestep.cli.main import run
 from sidestep.config.yaml_documents import load, split
+from sidestep.model.errors import RefusedError
 from sidestep.protocols import eve
 from sidestep.protocols.eve_records import Kubernetes, Origin, Sidestep
 from sidestep.protocols.eve_redaction import Redaction
@@ -206,7 +209,7 @@ def test_a_daemon_that_does_not_answer(capsys):
     assert "no node daemon answers on /nowhere/node.sock" in capsys.readouterr().err
 
 
-def test_in_a_cluster_it_says_how_to_ask_all_daemons(tmp_path, capsys):
+def test_a_cluster_that_cannot_be_reached(tmp_path, capsys):
     config = tmp_path / "config"
     cluster = {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}
     context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
@@ -215,6 +218,33 @@ def test_in_a_cluster_it_says_how_to_ask_all_daemons(tmp_path, capsys):
         yaml.safe_dump({"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "c"})
     )
     assert run(["policy", "except", ID, "--by", "port", "--kubeconfig", str(config)]) == 1
-    told = capsys.readouterr().err
-    assert "in a cluster the daemon of the pod's node knows the alert" in told
-    assert f"kubectl exec -n sidestep $pod -- sidestep policy except {ID} --by port && break; done" in told
+    assert "https://127.0.0.1:1 cannot be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("workload", "expected"),
+    [
+        ("", [("deployment/orders", "8443", False), ("job/nightly", "", True)]),
+        ("orders", [("deployment/orders", "8443", False)]),
+        ("job/nightly", [("job/nightly", "", True)]),
+    ],
+)
+def test_each_workload_with_policies_is_asked_about_one_port(workload, expected):
+    known = InspectedWorkloads({"deployment/orders": "8443", "job/nightly": ""}, is_cut=False)
+    specs = alert_search.specs_of(known, ID, namespace="shop", workload=workload)
+    assert [(each.workload, each.port, each.egress) for each in specs] == expected
+    assert {(each.namespace, each.kind, each.records, each.alert) for each in specs} == {
+        ("shop", "wiretap", "alerts", ID)
+    }
+
+
+def test_too_many_workloads_are_not_asked_at_once():
+    known = InspectedWorkloads({f"deployment/d{number}": "80" for number in range(alert_search.MOST + 1)}, is_cut=False)
+    with pytest.raises(RefusedError, match="choose one with --workload"):
+        alert_search.specs_of(known, ID, namespace="shop", workload="")
+    assert len(alert_search.specs_of(known, ID, namespace="shop", workload="d7")) == 1
+
+
+def test_without_policies_nobody_is_asked():
+    with pytest.raises(RefusedError, match="no inspection policy applies to a workload of namespace shop"):
+        alert_search.specs_of(InspectedWorkloads({}, is_cut=False), ID, namespace="shop", workload="")

@@ -14,6 +14,7 @@ from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.intercept import Allow, Intercept, Kind, Live, Snap
 from sidestep.model.pod import Transport
+from sidestep.policy.earlier_alerts import check_alert
 from sidestep.policy.outbound_sessions import check_egress
 from sidestep.policy.pod_access import check_access
 from sidestep.policy.workloads import parse_workload
@@ -69,8 +70,10 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
         container=spec.container,
         allow_loopback=spec.allow_loopback,
         shown=shown_of(spec.statuses, since=spec.since, last=spec.last),
+        alert=spec.alert,
     )
     check_egress(made)
+    check_alert(made)
     check_access(made)
     check_shown(made)
     return made

@@ -29,6 +29,9 @@ from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.pod_world import NoWorld, PodWorld
 from sidestep.node.sessions.record_feed import RecordFeed, WaitingBytes
 from sidestep.node.sessions.session import Session
+from sidestep.policy.earlier_alerts import is_of
+from sidestep.protocols import eve
+from sidestep.protocols.eve_records import Record
 from sidestep.proxy.control.messages import Earlier, LoggedAnswer, LoggedRequest, LostCopies, Open
 from sidestep.tunnel import messages
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
@@ -48,6 +51,11 @@ LAST_BYTES = 1.0
 
 def _nothing() -> None:
     """Default of `on_change`."""
+
+
+def _no_alerts(_exchange: str) -> Iterable[Record]:
+    """Default of `alerts`."""
+    return ()
 
 
 def _unheard(_intercept: Intercept, _reason: str) -> None:
@@ -77,6 +85,8 @@ class SessionRegistry:
         """Limit of unread bytes of all tunnels together."""
         self.waiting_records = WaitingBytes()
         """Records of inspection that wait for all sessions together."""
+        self.alerts: Callable[[str], Iterable[Record]] = _no_alerts
+        """Finds the alerts of an exchange that this node knows."""
         self.world: PodWorld = NoWorld()
         """What sessions use that have access to pods."""
         self._sessions: dict[str, Session] = {}
@@ -289,6 +299,7 @@ class SessionRegistry:
         """Run a session to its end, a capture no further than to its bounds. Returns the error that ended it."""
         bounds = session.bounds
         if session.feed is not None:
+            self._tell_alerts(session.intercept, session.feed)
             with inspection_told(session.intercept):
                 return await session.run()
         if bounds is None:
@@ -304,6 +315,13 @@ class SessionRegistry:
                     await session.conclude(ended, within=LAST_BYTES)
                     self.on_over(session.intercept, over.result())
                 return await running
+
+    def _tell_alerts(self, intercept: Intercept, feed: RecordFeed) -> None:
+        """Give a session the alerts that it asks for and that are already known."""
+        for record in self.alerts(intercept.alert) if intercept.alert else ():
+            whose = record.kubernetes
+            if is_of(intercept, namespace=whose.namespace, pod=whose.pod, workload=whose.workload):
+                feed.put(eve.encode(record), f"{whose.namespace}/{whose.pod}")
 
     def take_bounds(self, uid: str) -> CaptureBounds | None:
         """Remove and return the bounds of a capture that is gone; None where this node has not served it."""
