@@ -123,6 +123,7 @@ class _Connection:
     recent: RecentRequests = field(default_factory=RecentRequests)
     outward: None = None
     tls: bool = False
+    tls_facts: None = None
     host: str = "10.1.2.3"
     client: str = "10.1.2.4"
     client_port: int = 45678

@@ -35,6 +35,16 @@ def lines(running, count):
     return running.of("request")
 
 
+def assert_tls(facts, port, version):
+    """What is told of the client's TLS is what the client has asked for, and got."""
+    if port != scene.TLS_PORT:
+        assert facts is None
+        return
+    assert facts.pop("cipher").startswith("TLS_")
+    alpn = {"alpn": "h2"} if version == "h2" else {"alpn": "http/1.1"} if "alpn" in facts else {}
+    assert facts == {"version": "TLSv1.3", "server_name": scene.HOST, **alpn}
+
+
 def answers_of(running):
     until(lambda: running.of("answered"), within=15, what=lambda: f"an answer:\n{running.events()}")
     return running.of("answered")
@@ -61,6 +71,7 @@ def test_flows_show_answers_of_the_app_and_of_a_handler(shop, port, version):  #
         first = flows.of("request")[0]
     assert (first["protocol"], first["tls"]) == ("http/1.1" if version == "h1" else "h2", port == scene.TLS_PORT)
     assert first["trace"] == TRACE
+    assert_tls(first["tls_facts"], port, version)
     assert (app["status"], app["by"], app["sent"], app["received"], app["whole"]) == (200, "app", 5, 5, True)
     assert ["x-served-by", "app"] in app["fields"]
     assert 0 <= app["seconds"] < 30

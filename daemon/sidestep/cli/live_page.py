@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -21,7 +21,7 @@ from sidestep.cli.saved_requests import SavedRequests
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.laptop.page.flow_ring import FlowRing
-from sidestep.laptop.page.observer import FlowObserver, PageBoard
+from sidestep.laptop.page.observer import FlowObserver, InterceptShown, PageBoard
 from sidestep.laptop.session import SessionObserver
 from sidestep.model.errors import SidestepError
 from sidestep.model.intercept import Kind
@@ -31,8 +31,10 @@ from sidestep.tunnel.views import StatusView
 
 if TYPE_CHECKING:
     from sidestep.cli.backend import Backend
+    from sidestep.cli.cluster_view import ResourceView
     from sidestep.laptop.copied_requests import CopiedRequest
     from sidestep.laptop.page.server import PageServer
+    from sidestep.tunnel.views import InterceptView
 
 POLL: Final = 5.0
 """Seconds between two questions for intercepts."""
@@ -138,7 +140,7 @@ class LivePage:
         told = ""
         while True:
             try:
-                self._board.intercepts(tuple(await intercept_lines(self._backend, self._namespace)))
+                self._board.intercepts(*await intercepts_shown(self._backend, self._namespace))
                 told = ""
             except SidestepError as error:
                 if str(error) != told:
@@ -152,25 +154,25 @@ def live_page(title: str, settings: PageSettings | None, *, backend: Backend, na
     return None if settings is None else LivePage(title, settings, backend=backend, namespace=namespace)
 
 
-async def intercept_lines(backend: Backend, namespace: str) -> Iterable[str]:
-    """A line for each intercept and wiretap, and for each problem. Raises SidestepError."""
+async def intercepts_shown(backend: Backend, namespace: str) -> tuple[list[InterceptShown], list[str]]:
+    """The intercepts, wiretaps and other sessions that there are, and what is wrong. Raises SidestepError."""
     if isinstance(backend, ClusterAccess):
         from sidestep.cli import cluster_view
 
         found = await cluster_view.status(backend, namespace)
-        lines = [
-            f"{each.kind.lower()} {each.namespace}/{each.name} of {each.workload} port {each.port}: {each.filter}; "
-            f"{each.state}{f', owner {each.owner}' if each.owner else ''}"
+        shown = [
+            _shown(each, each.kind.lower(), f"{each.state}: {each.message}" if each.message else each.state)
             for each in found.intercepts
         ]
-        return [*lines, *(f"{each.type}: {each.subject}: {each.text}" for each in found.conditions)]
+        return shown, [f"{each.type}: {each.subject}: {each.text}" for each in found.conditions]
     view = decode(await LocalClient(backend).get("/v1/status"), StatusView, what="the daemon's answer")
-    lines = [
-        f"{each.kind} {each.namespace}/{each.name} of {each.workload} port {each.port}: {each.filter}; "
-        f"{each.state.active} pods{f', owner {each.owner}' if each.owner else ''}"
-        for each in view.intercepts
-    ]
-    return [*lines, *(f"{each.type}: {each.subject}: {each.text}" for each in view.conditions)]
+    shown = [_shown(each, each.kind, f"active on {each.state.active} pods") for each in view.intercepts]
+    return shown, [f"{each.type}: {each.subject}: {each.text}" for each in view.conditions]
+
+
+def _shown(view: ResourceView | InterceptView, kind: str, state: str) -> InterceptShown:
+    fields = {"workload": view.workload, "port": view.port, "filter": view.filter, "state": state, "owner": view.owner}
+    return InterceptShown(kind, f"{view.namespace}/{view.name}", tuple(each for each in fields.items() if each[1]))
 
 
 class _Copies:

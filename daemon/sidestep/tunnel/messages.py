@@ -175,6 +175,19 @@ class Answer(msgspec.Struct, frozen=True):
     """Field lines of the answer, separated by CR LF, for flows and wiretaps; secrets are redacted."""
 
 
+class TlsFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The client's TLS connection, as OpenSSL names things."""
+
+    version: str
+    cipher: str
+    alpn: str = ""
+    """The protocol that was chosen."""
+    server_name: str = ""
+    """The client's SNI."""
+    client: str = ""
+    """The subject of the client's verified certificate."""
+
+
 class Request(Event, frozen=True, tag="request"):
     """One diverted, copied or shown request.
 
@@ -211,6 +224,8 @@ class Request(Event, frozen=True, tag="request"):
     """The answer, if that is known already."""
     earlier: bool = False
     """It came before the session began, and was kept by the pod proxy."""
+    tls_facts: TlsFacts | None = None
+    """More of a client that came over TLS."""
 
 
 class Answered(Event, frozen=True, tag="answered"):

@@ -13,9 +13,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from sidestep.laptop.page.flow_ring import CAPACITY, FlowRing, ShownFlow
-from sidestep.laptop.page.observer import PageBoard
+from sidestep.laptop.page.observer import InterceptShown, PageBoard
 from sidestep.laptop.page.server import PageServer, bind
-from sidestep.tunnel.messages import Answer
+from sidestep.tunnel.messages import Answer, TlsFacts
 from tests.harness.browser import browser, loopback_only, rows, text
 from tests.harness.waiting import until
 from tests.unit.laptop.page.test_flow_ring import request
@@ -113,6 +113,21 @@ class Page:
         field.clear()
         field.send_keys(text)
 
+    def choose_tab(self, name):
+        """Choose a tab of the pane of one request."""
+        [tab] = [each for each in self.find("detail").find_elements(By.TAG_NAME, "button") if each.text == name]
+        tab.click()
+
+    def pairs(self, name):
+        """The names and values in the tables of a pane."""
+        return dict(
+            self.driver.execute_script(
+                "return [...document.getElementById(arguments[0]).querySelectorAll('table.fields tr')]"
+                ".map((row) => [...row.children].map((cell) => cell.textContent))",
+                name,
+            )
+        )
+
     def press(self, *keys):
         self.find("rows").send_keys(*keys)
 
@@ -187,19 +202,66 @@ def test_searches_are_those_of_the_terminal_and_say_what_is_wrong(page):
 
 def test_text_of_the_network_is_never_markup(page):
     texts = dict.fromkeys(("authority", "method", "pod", "client", "trace", "protocol", "server"), HOSTILE)
-    answer = {"status": 200, "by": HOSTILE, "handler": HOSTILE, "head": f"{HOSTILE}: {HOSTILE}"}
-    page.tell({**texts, "fields": ((HOSTILE, HOSTILE),), "path": f"/{HOSTILE}", "answer": answer})
+    answer = {"status": 200, "by": "handler", "handler": HOSTILE, "head": f"{HOSTILE}: {HOSTILE}"}
+    known = {"tls": True, "tls_facts": TlsFacts(*[HOSTILE] * 5), "fields": ((HOSTILE, HOSTILE),), "answer": answer}
+    page.tell({**texts, **known, "path": f"/{HOSTILE}"})
     page.board.add(HOSTILE).conditions = (HOSTILE,)
-    page.board.intercepts((HOSTILE,))
+    page.board.intercepts([InterceptShown(HOSTILE, HOSTILE, ((HOSTILE, HOSTILE),))], [HOSTILE])
     page.call(asyncio.sleep(0, page.board.note(HOSTILE)))
     page.wait_count("1 requests")
     page.press("j", Keys.ENTER)
     page.wait(lambda: "x=" in page.text("detail") or HOSTILE in page.text("detail"), "the details")
     assert page.text("detail").count(HOSTILE) >= 5
     page.press("i")
-    page.wait(lambda: page.text("board").count(HOSTILE) >= 3, "the board")
+    page.wait(lambda: page.text("board").count(HOSTILE) >= 8, "the board")
+    for tab in ("Timing", "TLS", "Session", "Body"):
+        page.choose_tab(tab)
+        page.wait(lambda: HOSTILE in page.text("detail"), tab)
     assert page.driver.execute_script("return document.querySelectorAll('main img, main script').length") == 0
     assert page.driver.title == "orders - Sidestep"
+
+
+def test_tls_and_the_intercept_of_a_request_are_told(page):
+    facts = TlsFacts("TLSv1.3", "TLS_AES_128_GCM_SHA256", alpn="h2", server_name="shop.test", client="CN=ada")
+    page.tell(
+        {"path": "/clear", "answer": {"status": 200, "by": "app"}},
+        {"path": "/early", "tls": True, "answer": {"status": 200, "by": "handler", "handler": "shop/gone"}},
+        {
+            "path": "/mine",
+            "tls": True,
+            "tls_facts": facts,
+            "answer": {"status": 200, "by": "handler", "handler": "shop/mine"},
+        },
+    )
+    page.board.add("flows orders:8443").conditions = ("Certificate: port 8443: expires soon",)
+    fields = (("workload", "deployment/orders"), ("filter", "header x-dev=ada"), ("owner", "ada"))
+    found = [InterceptShown("intercept", "shop/mine", fields), InterceptShown("wiretap", "shop/gone", fields)]
+    page.call(asyncio.sleep(0, page.board.intercepts(found, ["Agent: node-1: is away"])))
+    page.wait_count("3 requests")
+    page.press("i")
+    page.wait(lambda: "intercept shop/mine" in page.text("board"), "the intercepts")
+    assert "Agent: node-1: is away" in page.text("board")
+    page.press("j", Keys.ENTER)
+    page.wait(lambda: "orders/clear" in page.text("detail"), "the first one")
+    page.choose_tab("TLS")
+    page.wait(lambda: "The client came in clear." in page.text("detail"), "no TLS")
+    page.press("j")
+    page.wait(lambda: "nothing more is known" in page.text("detail"), "TLS")
+    page.press("j")
+    page.wait(lambda: "shop.test" in page.text("detail"), "the facts")
+    assert page.pairs("detail") == {
+        "version": "TLSv1.3",
+        "cipher": "TLS_AES_128_GCM_SHA256",
+        "server name (SNI)": "shop.test",
+        "protocol chosen (ALPN)": "h2",
+        "client certificate": "CN=ada",
+    }
+    page.choose_tab("Session")
+    page.wait(lambda: "header x-dev=ada" in page.text("detail"), "the intercept")
+    assert page.pairs("detail") == {"state": "begins", "pods": "none", **dict(fields)}
+    assert "Certificate: port 8443: expires soon" in page.text("detail")
+    page.press("k")
+    page.wait(lambda: "not listed yet" in page.text("detail"), "an intercept that is gone")
 
 
 def test_keys_move_open_pause_and_clear(page):

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sidestep.tunnel.messages import Request
+from sidestep.tunnel.messages import Request, TlsFacts
 
 CAPACITY: Final = 10_000
 """Flows that are kept; the oldest go first. What is kept of one is bounded by the tunnel's message, 64 KiB."""
@@ -82,6 +82,7 @@ class ShownDetails(ShownRow, omit_defaults=True):
     server: str = ""
     protocol: str = ""
     tls: bool = False
+    tls_facts: TlsFacts | None = None
     sent: int = -1
     """Bytes of the request's body."""
     answer: Fields = ()
@@ -217,6 +218,7 @@ def details(flow: ShownFlow) -> ShownDetails:
         server=request.server,
         protocol=request.protocol,
         tls=request.tls,
+        tls_facts=request.tls_facts,
         sent=-1 if answer is None else answer.sent,
         answer=() if answer is None else tuple(_fields(answer.head)),
         body=flow.body,

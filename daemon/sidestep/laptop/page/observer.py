@@ -8,7 +8,7 @@ request without a number has its answer already, or will have none.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -27,6 +27,7 @@ MAX_SESSIONS: Final = 64
 MAX_CONDITIONS: Final = 20
 MAX_PODS: Final = 50
 MAX_INTERCEPTS: Final = 200
+MAX_INTERCEPT_FIELDS: Final = 10
 """Bounds of the board's document."""
 TEXT: Final = 512
 """Characters of a text on the board."""
@@ -41,12 +42,23 @@ class SessionShown(msgspec.Struct):
     conditions: tuple[str, ...] = ()
 
 
+class InterceptShown(msgspec.Struct, frozen=True):
+    """An intercept, a wiretap or another session, of whomever, on the board."""
+
+    kind: str
+    name: str
+    """`namespace/name`, by which the answers of its handler are known."""
+    fields: tuple[tuple[str, str], ...]
+    """What it says of itself, to be shown: workload, port, filter, state, owner."""
+
+
 class BoardShown(msgspec.Struct):
     """The board, as the page gets it."""
 
     title: str
     sessions: list[SessionShown]
-    intercepts: tuple[str, ...]
+    intercepts: tuple[InterceptShown, ...]
+    problems: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -57,7 +69,8 @@ class PageBoard:
         self._title = title
         self._on_change = on_change
         self._sessions: list[SessionShown] = []
-        self._intercepts: tuple[str, ...] = ()
+        self._intercepts: tuple[InterceptShown, ...] = ()
+        self._problems: tuple[str, ...] = ()
         self._notes: deque[str] = deque(maxlen=NOTES)
         self.version = 0
         """Grows with each change."""
@@ -75,11 +88,12 @@ class PageBoard:
         self._notes.append(text[:TEXT])
         self.changed()
 
-    def intercepts(self, lines: tuple[str, ...]) -> None:
-        """What intercepts and wiretaps there are."""
-        shown = tuple(each[:TEXT] for each in lines[:MAX_INTERCEPTS])
-        if shown != self._intercepts:
-            self._intercepts = shown
+    def intercepts(self, found: Sequence[InterceptShown], problems: Sequence[str]) -> None:
+        """What intercepts and wiretaps there are, and what is wrong."""
+        shown = tuple(_bounded(each) for each in found[:MAX_INTERCEPTS])
+        told = tuple(each[:TEXT] for each in problems[:MAX_INTERCEPTS])
+        if (shown, told) != (self._intercepts, self._problems):
+            self._intercepts, self._problems = shown, told
             self.changed()
 
     def changed(self) -> None:
@@ -89,7 +103,13 @@ class PageBoard:
 
     def document(self) -> bytes:
         """As server.Board."""
-        return msgspec.json.encode(BoardShown(self._title, self._sessions, self._intercepts, tuple(self._notes)))
+        board = BoardShown(self._title, self._sessions, self._intercepts, self._problems, tuple(self._notes))
+        return msgspec.json.encode(board)
+
+
+def _bounded(shown: InterceptShown) -> InterceptShown:
+    fields = tuple((name[:TEXT], value[:TEXT]) for name, value in shown.fields[:MAX_INTERCEPT_FIELDS])
+    return InterceptShown(shown.kind[:TEXT], shown.name[:TEXT], fields)
 
 
 class FlowObserver:

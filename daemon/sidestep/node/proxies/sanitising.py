@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from sidestep.model.pod import Family
 from sidestep.model.shown import MAX_LAST
@@ -20,10 +20,12 @@ from sidestep.proxy.control.messages import (
     MAX_CERTIFICATE,
     MAX_LINES,
     MAX_TEXT,
+    MAX_TLS_TEXT,
     Heartbeat,
     Hindered,
     LoggedAnswer,
     LoggedRequest,
+    LoggedTls,
     LostCopies,
     Probed,
     Requests,
@@ -124,7 +126,12 @@ def _line(line: LoggedRequest) -> LoggedRequest:
         trace=line.trace if _TRACE.fullmatch(line.trace) else "",
         number=line.number if 0 <= line.number < MAX_BYTES else 0,
         answer=None if line.answer is None else _answer(line.answer),
+        tls_facts=None if line.tls_facts is None else _tls(line.tls_facts),
     )
+
+
+def _tls(facts: LoggedTls) -> LoggedTls:
+    return LoggedTls(*(text[:MAX_TLS_TEXT] for text in astuple(facts)))
 
 
 def _answer(answer: LoggedAnswer) -> LoggedAnswer:

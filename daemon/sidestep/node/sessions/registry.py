@@ -15,6 +15,8 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
+from msgspec.structs import astuple
+
 from sidestep import __version__
 from sidestep.aio.tasks import Tasks
 from sidestep.config.filters import describe_filter
@@ -35,7 +37,7 @@ from sidestep.protocols.eve_records import Record
 from sidestep.proxy.control.messages import Earlier, LoggedAnswer, LoggedRequest, LostCopies, Open
 from sidestep.tunnel import messages
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import Answer, Answered, Ended, Lost, Request, SessionSpec
+from sidestep.tunnel.messages import Answer, Answered, Ended, Lost, Request, SessionSpec, TlsFacts
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.session_names import base_name
 from sidestep.tunnel.unread_budget import UnreadBudget
@@ -182,6 +184,7 @@ class SessionRegistry:
                         number=each.number,
                         answer=answer,
                         earlier=each.earlier,
+                        tls_facts=None if each.tls_facts is None else TlsFacts(*astuple(each.tls_facts)),
                     )
                 )
 

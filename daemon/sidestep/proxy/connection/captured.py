@@ -11,6 +11,7 @@ from sidestep.engine.mirror.capture_writer import CaptureFacts
 from sidestep.protocols.eve_redaction import Redaction
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.live_ports import LivePort, redaction_of
+from sidestep.proxy.connection.tls_facts import tls_facts
 from sidestep.proxy.io.stream import TlsStream
 
 if TYPE_CHECKING:
@@ -68,14 +69,12 @@ class CommentedFindings:
 
 
 def _describe(client: TlsStream, server_name: str) -> str:
-    state = client.state
-    cipher = state.cipher() if state is not None else None
-    if state is None or cipher is None:
+    facts = tls_facts(client, server_name)
+    if facts is None:
         return ""
-    facts = [f"decrypted {state.version()}", cipher[0]]
-    if server_name:
-        facts.append(f"server name {server_name}")
-    alpn = state.selected_alpn_protocol()
-    if alpn:
-        facts.append(f"ALPN {alpn}")
-    return ", ".join(facts)
+    said = [f"decrypted {facts.version}", facts.cipher]
+    if facts.server_name:
+        said.append(f"server name {facts.server_name}")
+    if facts.alpn:
+        said.append(f"ALPN {facts.alpn}")
+    return ", ".join(said)

@@ -41,6 +41,8 @@ from sidestep.proxy.connection.leg_opening import open_app, open_handler
 from sidestep.proxy.connection.leg_reading import drain, read_last, read_more
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.mirrored import MirroredConnection
+from sidestep.proxy.connection.tls_facts import tls_facts
+from sidestep.proxy.control.messages import LoggedTls
 from sidestep.proxy.io.loop import READ, WRITE, Loop, Timer
 from sidestep.proxy.io.splice import Splicer
 from sidestep.proxy.io.stream import PlainStream, Stream, TlsStream
@@ -71,6 +73,7 @@ class Conductor:
         "relay",
         "server_name",
         "tls",
+        "tls_facts",
     )
 
     def __init__(
@@ -109,6 +112,8 @@ class Conductor:
         self.tls = tls
         self.server_name = server_name
         self.app_tls = app_tls
+        self.tls_facts: LoggedTls | None = None
+        """More of a client that came over TLS, once something of it is mirrored."""
         if relay.gate is not None:
             relay.gate.wake = self._answered
 
@@ -428,6 +433,8 @@ class Conductor:
     def _mirroring(self) -> ConnectionMirror:
         if self._mirror is None:
             self._mirror = ConnectionMirror(self._loop, MirroredConnection(self), self.host.mirror_scheduler)
+            if self.tls:
+                self.tls_facts = tls_facts(self._legs.of(self.relay.client).stream, self.server_name)
         return self._mirror
 
     @property

@@ -15,6 +15,7 @@ from sidestep.engine.relay import Relay
 from sidestep.proxy.connection.dial import Done
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.control.messages import LoggedTls
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream, Stream
 from sidestep.proxy.mirror.scheduler import MirrorScheduler
@@ -41,6 +42,10 @@ class RelayedConnection(Protocol):
     @property
     def tls(self) -> bool:
         """Whether the client came over TLS that was opened."""
+
+    @property
+    def tls_facts(self) -> LoggedTls | None:
+        """More of such a client, once something of the connection is mirrored."""
 
     @property
     def app_tls(self) -> AppTls | None:

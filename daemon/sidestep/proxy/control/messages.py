@@ -38,6 +38,8 @@ MAX_CERTIFICATE = 16 * 1024
 """Bytes of the certificate in `Probed`; a larger one is left out."""
 MAX_TEXT = 2048
 """Characters of a method, path, authority, or of a field's name or value in a log line."""
+MAX_TLS_TEXT = 256
+"""Characters of a name of a client's TLS connection in a log line."""
 MAX_FIELDS = 4096
 """Fields of a log line that are decoded at most. A line has no more bytes of fields (`policy.redaction`)."""
 MAX_COUNTERS = 512
@@ -294,6 +296,19 @@ class LoggedAnswer(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     """Field lines, at most `policy.redaction.MAX_BYTES` of them before they became text."""
 
 
+class LoggedTls(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """The client's TLS connection, as OpenSSL names things; texts of at most MAX_TLS_TEXT characters."""
+
+    version: str
+    cipher: str
+    alpn: str
+    """The protocol that was chosen; "": none."""
+    server_name: str
+    """The client's SNI; "": none."""
+    client: str
+    """The subject of the client's verified certificate; "": it showed none."""
+
+
 class LoggedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
     """One diverted or copied request, for the session's log.
 
@@ -332,6 +347,8 @@ class LoggedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True,
     """Only the answer to the request of this number; texts and fields are empty."""
     earlier: bool = False
     """From before the session began (`proxy.mirror.recent_requests`)."""
+    tls_facts: LoggedTls | None = None
+    """More of a client that came over TLS."""
 
 
 class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

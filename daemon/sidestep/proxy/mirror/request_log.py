@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Final, Protocol
 
+import msgspec
+
 from sidestep.aio.token_bucket import TokenBucket
 from sidestep.engine.mirror.gate import Loss
 from sidestep.engine.mirror.notes import Answer, Lost, Note
@@ -38,6 +40,8 @@ _WORDS: Final = 112
 """Bytes of an encoded line without its texts, at most."""
 _ANSWER: Final = 64
 """Bytes of an encoded answer without its texts, at most."""
+_TLS: Final = 32
+"""Bytes of encoded facts of TLS without their texts, at most."""
 _LENGTHS: Final = 16
 """Bytes of an encoded field without its texts, at most."""
 _WIDEST: Final = 4
@@ -103,6 +107,10 @@ class LoggedConnection(Protocol):
         """Whether the client came over TLS."""
 
     @property
+    def tls_facts(self) -> messages.LoggedTls | None:
+        """More of such a client."""
+
+    @property
     def endpoints(self) -> Client:
         """Who it is from."""
 
@@ -126,6 +134,7 @@ class RequestLog:
         """Take the notes of a connection's mirror: count them, and keep those that the port's ring is fed with."""
         endpoints, is_outward = connection.endpoints, connection.port.outward is not None
         recent = connection.port.recent
+        tls_facts = connection.tls_facts
         for request in connection.relay.mirror.notes:
             uid = request.rule.uid
             if not request.is_answer and uid != KEEPER.uid:
@@ -149,6 +158,7 @@ class RequestLog:
                 request.number,
                 None if request.answer is None else _answer(request.answer),
                 request.is_answer,
+                tls_facts=None if request.is_answer else tls_facts,
             )
             if uid == recent.source:
                 recent.keep(line, self._loop.now)
@@ -214,6 +224,8 @@ def line_size(line: messages.LoggedRequest) -> int:
     for name, value in line.fields:
         size += (len(name) if name.isascii() else _width(name)) + (len(value) if value.isascii() else _width(value))
     size += len(line.protocol) + len(line.trace)
+    if line.tls_facts is not None:
+        size += _TLS + sum(_width(text) for text in msgspec.structs.astuple(line.tls_facts))
     if line.answer is not None:
         size += _ANSWER + _width(line.answer.handler) + _width(line.answer.head)
     return size

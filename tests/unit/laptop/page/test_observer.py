@@ -6,7 +6,7 @@ import json
 
 from sidestep.laptop.page import observer as page_observer
 from sidestep.laptop.page.flow_ring import FlowRing
-from sidestep.laptop.page.observer import FlowObserver, PageBoard
+from sidestep.laptop.page.observer import FlowObserver, InterceptShown, PageBoard
 from sidestep.tunnel.messages import (
     Answer,
     Answered,
@@ -95,14 +95,20 @@ def test_the_board_has_states_conditions_and_notes_within_bounds():
     for _ in range(200):
         it.observer.event(Lost(pod="orders-1", port=8443, reason="rate", count=3))
     it.observer.event(Dropped(count=2))
-    it.board.intercepts(tuple(f"intercept {number}" for number in range(500)))
+    long = InterceptShown("k" * 9999, "n" * 9999, (("f" * 9999, "v" * 9999),) * 99)
+    it.board.intercepts([long] * 500, ["p" * 9999] * 500)
     found = it.document()
     assert found["title"] == "orders"
     assert found["sessions"][0]["state"] == "active"
     assert len(found["sessions"][0]["pods"]) == page_observer.MAX_PODS
     assert len(found["sessions"][0]["conditions"]) == page_observer.MAX_CONDITIONS
     assert len(found["sessions"][0]["conditions"][0]) == page_observer.TEXT
-    assert len(found["intercepts"]) == page_observer.MAX_INTERCEPTS
+    assert len(found["intercepts"]) == len(found["problems"]) == page_observer.MAX_INTERCEPTS
+    assert len(found["problems"][0]) == page_observer.TEXT
+    one = found["intercepts"][0]
+    assert (len(one["kind"]), len(one["name"])) == (page_observer.TEXT, page_observer.TEXT)
+    assert [len(text) for text in one["fields"][0]] == [page_observer.TEXT] * 2
+    assert len(one["fields"]) == page_observer.MAX_INTERCEPT_FIELDS
     assert len(found["notes"]) == page_observer.NOTES
     assert found["notes"][-1] == "flows orders:8443: 2 requests are not shown: there was no room for them"
     it.observer.event(Ended(reason="was ended by sidestep leave"))

@@ -4,10 +4,12 @@ from sidestep.node.proxies import sanitising
 from sidestep.proxy.control.messages import (
     MAX_LINES,
     MAX_TEXT,
+    MAX_TLS_TEXT,
     Heartbeat,
     Hindered,
     LoggedAnswer,
     LoggedRequest,
+    LoggedTls,
     LostCopies,
     Probed,
     Requests,
@@ -111,6 +113,7 @@ def test_an_answer_is_bounded_and_has_known_words():
         trace="\x1b[31m",
         number=-1,
         answer=answer,
+        tls_facts=LoggedTls(*["t" * 9999] * 5),
     )
     [kept] = sanitising.requests(Requests(1, (line,), 0), uids={"u"}).requests
     assert (kept.age, kept.protocol, kept.trace, kept.number) == (0.0, "", "", 0)
@@ -118,6 +121,7 @@ def test_an_answer_is_bounded_and_has_known_words():
     assert (found.status, found.by, found.seconds, found.sent) == (0, "", 0.0, 0)
     assert (len(found.handler), len(found.head)) == (MAX_TEXT, sanitising.MAX_FIELDS)
     assert found.received == sanitising.MAX_BYTES
+    assert kept.tls_facts == LoggedTls(*["t" * MAX_TLS_TEXT] * 5)
 
 
 def test_an_honest_answer_is_kept_as_it_is():
@@ -138,5 +142,6 @@ def test_an_honest_answer_is_kept_as_it_is():
         number=3,
         answer=answer,
         is_answer=True,
+        tls_facts=LoggedTls("TLSv1.3", "TLS_AES_256_GCM_SHA384", "h2", "a.test", "CN=ada"),
     )
     assert sanitising.requests(Requests(1, (line,), 0), uids={"u"}).requests == (line,)

@@ -213,6 +213,7 @@ def logged(*notes, source):
             port=port,
             endpoints=SimpleNamespace(client="::1", client_port=1),
             tls=False,
+            tls_facts=None,
         )
     )
     log.lose({Loss(8080, KEEPER.uid, Why.BUDGET): 3})

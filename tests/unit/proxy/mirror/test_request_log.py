@@ -13,6 +13,7 @@ from sidestep.proxy.mirror import request_log
 from sidestep.proxy.mirror.recent_requests import RecentRequests
 from sidestep.proxy.mirror.request_log import RequestLog
 
+TLS = messages.LoggedTls("TLSv1.3", "TLS_AES_256_GCM_SHA384", "h2", "\ufffd" * messages.MAX_TLS_TEXT, "CN=ada")
 RULE = Rule("uid", "", lambda *_: True, heads_only=True)
 CODEC = Codec(messages.FromProxy, folds=False)
 
@@ -70,6 +71,7 @@ def connection(*notes, tls=False):
         ),
         endpoints=SimpleNamespace(client="::1", client_port=1),
         tls=tls,
+        tls_facts=TLS if tls else None,
     )
 
 
@@ -148,6 +150,7 @@ def test_the_answer_is_told_with_its_request_or_by_its_number():
     log.add(asked)
     log.flush()
     request, later = out.sent[0].requests
+    assert request.tls_facts == TLS
     assert (request.age, request.protocol, request.tls, request.trace, request.is_answer) == (
         0.75,
         "h2",
@@ -178,7 +181,7 @@ def test_no_line_is_larger_than_it_is_taken_for(head):
         number=1 << 40,
         answer=answer,
     )
-    log.add(connection(note))
+    log.add(connection(note, tls=True))
     [line] = log._lines
     empty = len(CODEC.encode(messages.Requests(1, (), 0))[0])
     assert len(CODEC.encode(messages.Requests(1, (line,), 0))[0]) - empty <= request_log.line_size(line)

@@ -2,7 +2,7 @@
 
 import { answerer, clock, duration, size, target } from "./table.js";
 
-const TABS = ["Head", "Timing", "Body"];
+const TABS = ["Head", "Timing", "TLS", "Session", "Body"];
 
 export class Detail {
   constructor(pane, { onReplay }) {
@@ -11,6 +11,13 @@ export class Detail {
     this.tab = TABS[0];
     this.form = "Text";
     this.flow = null;
+    this.board = { sessions: [], intercepts: [] };
+  }
+
+  /** The sessions and intercepts that there are now, as the event `board` has them. */
+  told(board) {
+    this.board = board;
+    if (this.open && this.tab === "Session") this.draw();
   }
 
   get open() {
@@ -50,8 +57,29 @@ export class Detail {
     const close = element("button", "", "Close");
     close.addEventListener("click", () => this.close());
     tabs.append(replay, close);
-    const parts = { Head: () => heads(flow), Timing: () => timing(flow), Body: () => this.bodies(flow) };
+    const parts = {
+      Head: () => heads(flow),
+      Timing: () => timing(flow),
+      TLS: () => tls(flow),
+      Session: () => this.session(flow),
+      Body: () => this.bodies(flow),
+    };
     this.pane.replaceChildren(title, tabs, ...parts[this.tab]());
+  }
+
+  /** The session that shows the flow, and the intercept whose handler has answered it. */
+  session(flow) {
+    const parts = [element("h2", "", "Shown by"), element("p", "", flow.session)];
+    const shows = this.board.sessions.find((each) => each.name === flow.session);
+    if (shows) {
+      parts.push(fields([["state", shows.state], ["pods", shows.pods.join(", ") || "none"]]));
+      for (const condition of shows.conditions) parts.push(element("p", "bad", condition));
+    }
+    if (flow.by !== "handler") return parts;
+    parts.push(element("h2", "", "Answered by the handler of"), element("p", "", flow.handler || "an intercept"));
+    const intercept = this.board.intercepts.find((each) => each.kind === "intercept" && each.name === flow.handler);
+    parts.push(intercept ? fields(intercept.fields) : element("p", "faint", "It is not there, or not listed yet."));
+    return parts;
   }
 
   bodies(flow) {
@@ -100,7 +128,21 @@ function timing(flow) {
   return [element("h2", "", "Facts"), fields(rows.filter(([, value]) => value))];
 }
 
-function fields(pairs) {
+function tls(flow) {
+  if (!flow.tls) return [element("p", "faint", "The client came in clear.")];
+  const facts = flow.tls_facts;
+  if (!facts) return [element("p", "faint", "The client came over TLS; nothing more is known of it.")];
+  const rows = [
+    ["version", facts.version],
+    ["cipher", facts.cipher],
+    ["server name (SNI)", facts.server_name || "none"],
+    ["protocol chosen (ALPN)", facts.alpn || "none"],
+    ["client certificate", facts.client || "none"],
+  ];
+  return [element("h2", "", "TLS of the client"), fields(rows)];
+}
+
+export function fields(pairs) {
   const table = element("table", "fields");
   for (const [name, value] of pairs) {
     const row = element("tr", "");

@@ -1,6 +1,6 @@
 // The page: receives changes, keeps the flows, and joins search, table, details and keys.
 
-import { Detail, element } from "./detail.js";
+import { Detail, element, fields } from "./detail.js";
 import { parse } from "./filter.js";
 import { Table } from "./table.js";
 
@@ -142,6 +142,7 @@ async function replay(ids) {
 }
 
 function board(found) {
+  detail.told(found);
   document.title = found.title ? `${found.title} - Sidestep` : "Sidestep";
   const parts = [element("h2", "", "Sessions")];
   for (const each of found.sessions) {
@@ -150,7 +151,9 @@ function board(found) {
     for (const condition of each.conditions) parts.push(element("p", "bad", condition));
   }
   if (found.intercepts.length) parts.push(element("h2", "", "Intercepts and wiretaps of others and mine"));
-  for (const line of found.intercepts) parts.push(element("p", "", line));
+  for (const each of found.intercepts) parts.push(element("p", "", `${each.kind} ${each.name}`), fields(each.fields));
+  if (found.problems.length) parts.push(element("h2", "", "Problems"));
+  for (const line of found.problems) parts.push(element("p", "bad", line));
   if (found.notes.length) parts.push(element("h2", "", "Notes"));
   for (const line of found.notes) parts.push(element("p", "faint", line));
   const replayed = $("replayed");
