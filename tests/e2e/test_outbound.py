@@ -5,6 +5,7 @@ The server is on the laptop: outside of the cluster, with an address that counts
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
@@ -17,14 +18,17 @@ from tests.e2e import cgroups, machine
 from tests.e2e import test_inspection as written
 from tests.e2e.engines import records
 from tests.harness import kernel
+from tests.harness.authority import Authority
 from tests.harness.nginx import nginx
 from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.waiting import until
 
-PORT = 443
+PORT, PLAIN = 443, 80
 NAMES = ("api.example", "paste.example")
 AUDITOR = "eve"
+CARD = "4111 1111 1111 1111"
+CARDS = {"name": "no-cards", "action": "Block", "patterns": [{"builtin": "CardNumber"}]}
 NO_PASTE = {"name": "no-paste", "action": "Block", "match": {"serverNames": ["paste.example"]}}
 UNIFIED = next(root for root in cgroups.roots() if (root / "cgroup.controllers").exists())
 
@@ -38,6 +42,7 @@ def web(cluster, product, shop):
             cluster.node.laptop,
             product.folder / "outside",
             listen=[f"{machine.LAPTOP_IP}:{PORT}"],
+            plain=[f"{machine.LAPTOP_IP}:{PLAIN}"],
             certificate=shop.authority.issue(*NAMES),
         ) as running,
     ):
@@ -91,6 +96,83 @@ def test_what_pods_send_is_allowed_blocked_told_and_left_alone_again(cluster, pr
     product.quiet(pods)
     until(lambda: not any(programs(cluster, pod) for pod in pods), within=45, every=0.5, what="the programs to go")
     assert all(leaves(cluster, pod, "paste.example") for pod in pods)
+
+
+def secrets(shop, issuer):
+    """The CA of the policy with its key, and the authorities of the servers outside."""
+    key, begin, certificate = issuer.pair.partition(b"-----BEGIN CERTIFICATE")
+    texts = {
+        "egress-ca": {"tls.crt": begin + certificate, "tls.key": key},
+        "roots": {"ca.crt": shop.authority.pem},
+    }
+    for name, data in texts.items():
+        encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
+        yield {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": encoded}
+
+
+def opened(cluster, pod, scheme, *options):
+    """The status that curl in a pod gets, whose only authority is the policy's CA."""
+    port = PORT if scheme == "https" else PLAIN
+    place = f"api.example:{port}:{machine.LAPTOP_IP}"
+    words = ("curl", "-sS", "--max-time", "20", "--cacert", "/tmp/issuer.pem", "-o", "/dev/null", "-w", "%{http_code}")
+    return cluster.exec(pod, *words, "--resolve", place, *options, f"{scheme}://api.example/", within=40).strip()
+
+
+def test_what_pods_send_is_opened_and_leaves_in_tls(cluster, product, shop, web):
+    """Clear HTTP is originated, TLS is decrypted, and a card number does not leave."""
+    pods, issuer = shop.pods(), Authority("Shop egress")
+    network = [f"{machine.LAPTOP_IP}/32"]
+    egress = {
+        "failurePolicy": "Fail",
+        "issuer": {"secretRef": {"name": "egress-ca"}},
+        "trust": {"secretRef": {"name": "roots"}},
+        "destinations": [
+            {"name": "clear", "mode": "Originate", "networks": network, "ports": [PLAIN]},
+            {"name": "tls", "mode": "Decrypt", "networks": network, "ports": [PORT]},
+        ],
+        "rules": [CARDS],
+        "log": {"samplePercent": 100},
+    }
+    policy = written.policy(mode="Enforce", name="opened", egress=egress)
+    del policy["spec"]["rules"]
+    cluster.apply(*secrets(shop, issuer), policy, namespace=shop.namespace)
+    for pod in pods:
+        cluster.exec(pod, "sh", "-c", f"echo '{issuer.pem.decode()}' > /tmp/issuer.pem")
+    begun = len(web.requests())
+    try:
+        written.wait_for(cluster, name="opened", Accepted="Accepted", Programmed="Programmed")
+        for pod in pods:
+            for scheme in ("http", "https"):
+                until(
+                    lambda pod=pod, scheme=scheme: opened(cluster, pod, scheme) == "200",
+                    within=60,
+                    every=0.5,
+                    what=f"{scheme} of {pod.name}",
+                )
+                assert opened(cluster, pod, scheme, "-d", f"card={CARD}") == "403"
+        arrived = web.requests()[begun:]
+        assert {(each["tls"], each["sni"], each["method"]) for each in arrived} == {("TLSv1.3", "api.example", "GET")}
+
+        def told(pod, kind):
+            found = [each for each in records(product) if each.get("sidestep", {}).get("direction") == "egress"]
+            return [each for each in found if each["event_type"] == kind and each["kubernetes"]["pod"] == pod.name]
+
+        for pod in pods:
+            until(
+                lambda pod=pod: {each["dest_port"] for each in told(pod, "http")} == {PORT, PLAIN},
+                within=30,
+                every=0.5,
+                what=f"the requests of {pod.name}",
+            )
+            cards = [each for each in told(pod, "alert") if each["sidestep"]["rule"] == "no-cards"]
+            assert {each["dest_port"] for each in cards} == {PORT, PLAIN}
+            assert {each["sidestep"]["policy"] for each in cards} == {"shop/opened"}
+        assert CARD not in str(records(product))
+    finally:
+        cluster.kubectl("delete", "inspectionpolicy", "opened", "-n", shop.namespace)
+        cluster.kubectl("delete", "secret", "egress-ca", "roots", "-n", shop.namespace)
+    product.quiet(pods)
+    until(lambda: not any(programs(cluster, pod) for pod in pods), within=45, every=0.5, what="the programs to go")
 
 
 @contextlib.contextmanager
