@@ -12,6 +12,7 @@ What a connection is opened for (`Decision.opening`) depends on what its client 
 
     clear HTTP and a destination with Originate    ORIGINATE: requests are judged, and leave in TLS (`tls_port`)
     any other clear HTTP that a policy may mean    READ: each request is judged by its own host, and leaves in clear
+    clear HTTP that cannot be read, or may follow  not opened: `reason` says why, where a rule looks at requests
     TLS and a destination with Decrypt             DECRYPT: TLS is finished with the server, then with the client
     anything else that a destination wants opened  not opened: `reason` says why
 
@@ -52,10 +53,14 @@ SILENCE: Final = 0.05
 """Seconds for the first byte before the server is connected to. A client that speaks first mostly does within a
 millisecond; servers that speak first (SMTP, MySQL) are reached so much later."""
 _HTTP2: Final = "http2-in-clear"
+_INCOMPLETE: Final = "incomplete-first-message"
+_SILENT: Final = "silent-client"
+_LATE: Final = frozenset((_INCOMPLETE, _SILENT))
+"""Doubts about a client that may still say anything."""
 _NOTHING_SEEN: Final = {
-    Event.STILL_SILENT: "silent-client",
-    Event.EOF: "silent-client",
-    Event.INCOMPLETE: "incomplete-first-message",
+    Event.STILL_SILENT: _SILENT,
+    Event.EOF: _SILENT,
+    Event.INCOMPLETE: _INCOMPLETE,
     Event.SERVER_FIRST: "server-first",
 }
 
@@ -102,6 +107,14 @@ class Seen:
             return "h2"
         is_request = self.request is not None and not self.request.flags & http1.CONNECT
         return "http/1.1" if is_request else None
+
+    @property
+    def may_hide_request(self) -> bool:
+        """Whether a server may read a request in clear where none can be read here: the head is ambiguous or too long,
+        or the client was waited for in vain and may go on later."""
+        if self.request is not None or self.clear_http is not None:
+            return False
+        return (self.protocol == "http" and bool(self.doubt)) or (not self.protocol and self.doubt in _LATE)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -163,7 +176,20 @@ def see(event: Event, data: bytes = b"") -> Wait | AskApp | Seen:
         case Detected.MORE:
             return _more(data, 1, Seen(doubt="unjudged"))
         case Detected.OTHER:
-            return Seen(doubt="not-http")
+            return _other(data)
+
+
+def _other(data: bytes) -> Wait | Seen:
+    """What is neither TLS nor HTTP; servers skip empty lines before a request (RFC 9112 section 2.2)."""
+    rest = data.lstrip(b"\r\n")
+    if rest == data:
+        return Seen(doubt="not-http")
+    found = detect(rest) if rest else Detected.MORE
+    if found is Detected.MORE:
+        return _more(data, 1, Seen("http", doubt="h1-leading-empty-line"))
+    if found in (Detected.HTTP1, Detected.HTTP2):
+        return Seen("http", doubt="h1-leading-empty-line")
+    return Seen(doubt="not-http")
 
 
 def decide(policies: EgressPolicies, facts: ConnectionFacts, seen: Seen, now: float) -> Decision:
@@ -212,10 +238,11 @@ def _unread(treatment: Treatment, seen: Seen) -> tuple[str, bool]:
     """Why a connection is not judged as a policy wants, and whether it is closed for that."""
     is_wanted = (treatment.decrypts and seen.protocol != "http") or (treatment.originates and seen.protocol != "tls")
     is_unread = is_wanted and _opening(treatment, seen) is None
-    closes = is_unread and treatment.closes_unread
+    hidden_from = [each for each in treatment.policies if each.looks_at_requests] if seen.may_hide_request else []
+    closes = (is_unread and treatment.closes_unread) or any(each.policy.closes for each in hidden_from)
     if treatment.doubtful:
         return seen.doubt, closes or treatment.closes_unnamed
-    if not is_unread:
+    if not (is_unread or hidden_from):
         return "", False
     return seen.doubt or ("asks-a-proxy" if seen.asks_proxy else "not-opened"), closes
 

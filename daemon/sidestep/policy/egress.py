@@ -82,6 +82,11 @@ class EgressPolicy:
         return any(_looks_at_names(each.rule) for each in self.of_connection.rules)
 
     @property
+    def looks_at_requests(self) -> bool:
+        """Whether a rule looks at requests, or at answers to them."""
+        return bool(self.of_requests.rules)
+
+    @property
     def looks_at_fingerprints(self) -> bool:
         """Whether a rule depends on the fingerprints of a ClientHello, which take some 0.1 ms to make."""
         rules = (each.rule for each in (*self.of_connection.rules, *self.of_requests.rules))

@@ -140,11 +140,13 @@ class Kubernetes(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TlsDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What Suricata 7 has no name for: the protocol agreed on, the cipher suite, words of `tls_weakness`."""
+    """What Suricata 7 has no name for: the protocol agreed on, the cipher suite, words of `tls_weakness`. `ech`: the
+    ClientHello has an encrypted one inside (RFC 9849), or pretends to, so its SNI may be that of a provider."""
 
     alpn: str | None = None
     cipher: str | None = None
     weak: tuple[str, ...] = ()
+    ech: bool = False
 
 
 class RecordedAction(enum.StrEnum):

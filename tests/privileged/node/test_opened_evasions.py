@@ -1,5 +1,6 @@
 """The ways around rules of `tests.unit.engine.inspection.test_evasions`, sent by a pod to a real server, in clear HTTP
-that is originated and in TLS that is opened: nothing reaches the server where a policy fails closed, and each is told.
+that leaves as it came, in clear HTTP that is originated and in TLS that is opened: nothing reaches the server where a
+policy fails closed, and each is told. In clear there are those around destinations as well (`HOSTS`).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from tests.harness.cgroups import inside
 from tests.harness.nginx import nginx
 from tests.privileged.node.outward import Records, outbound, policy
 from tests.unit.engine.inspection.inspecting import NO_ADMIN, NO_SECRET
-from tests.unit.engine.inspection.test_evasions import HTTP1, HTTP2, headers
+from tests.unit.engine.inspection.test_evasions import HTTP1, HTTP2, headers, line
 
 pytestmark = pytest.mark.privileged
 
 ISSUER, SERVERS = Authority("Egress CA"), Authority("Servers")
 SETTINGS = frame(4, 0, 0, b"")
-CLEAR, TLS = 8081, 8444
+CLEAR, TLS, READ, READ_H2 = 8081, 8444, 8083, 8084
 CLIENT = """
 import base64, json, socket, ssl, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -69,8 +70,28 @@ class Talk:
 GOOD = b"GET /good HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n"
 
 
+HOSTS = [
+    line(b"/admin", host=b"Host: APP.test.:8083\r\n"),
+    line(b"/admin", host=b"Host: other.test\r\n"),
+    line(b"/admin", host=b"Host: app.test:\r\n"),
+    line(b"/admin", host=b"Host: app.test, other.test\r\n"),
+    line(b"/admin", host=b"Host: user@app.test\r\n"),
+    line(b"http://app.test/admin"),
+    line(b"http://app.test/admin", host=b"Host: other.test\r\n"),
+    line(b"/admin", rest=b"X-Forwarded-Host: other.test\r\n"),
+    line(b"/admin", rest=b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n"),
+]
+"""Around the name of the destination: each asks for `/admin`, by another host or in another form."""
+PIPELINED = [GOOD.replace(b"Connection: close\r\n", b"") + each for each in (HOSTS[0], HOSTS[1], HOSTS[5])]
+"""Behind a request that passes."""
+
+
 def http1():
     return GOOD, [said for _, said, _ in HTTP1]
+
+
+def in_clear():
+    return GOOD, [*http1()[1], *HOSTS, *PIPELINED]
 
 
 def http2():
@@ -82,14 +103,16 @@ def http2():
 async def scene(program, tmp_path, opens, records, *, fail):
     """The pod, and a server for the name in the rows."""
     mode = Mode.ENFORCE if fail else Mode.DETECT
-    fields = {"issuer": "issuer"} if opens is EgressMode.DECRYPT else {}
-    made = policy(NO_ADMIN, NO_SECRET, opens=opens, mode=mode, fail=fail, trust="servers", **fields)
+    fields = {} if opens is EgressMode.OBSERVE else {"trust": "servers"}
+    fields |= {"issuer": "issuer"} if opens is EgressMode.DECRYPT else {}
+    made = policy(NO_ADMIN, NO_SECRET, opens=opens, mode=mode, fail=fail, **fields)
     secrets = {"issuer": ISSUER.pair, "servers": SERVERS.pem}
     async with outbound(program, tmp_path, made, secrets=secrets, records=records) as pod:
         (tmp_path / "issuer.pem").write_bytes(ISSUER.pem)
         (tmp_path / "client.py").write_text(CLIENT)
         with nginx(
             pod.space.client, tmp_path / "far", listen=[f"{pod.space.client_ip}:{port}" for port in (CLEAR, TLS)],
+            plain=[f"{pod.space.client_ip}:{READ}", f"{pod.space.client_ip}:{READ_H2} http2"],
             certificate=SERVERS.issue("app.test"), http2=True,
         ) as web:  # fmt: skip
             yield pod, web
@@ -107,6 +130,8 @@ def run(pod, folder, rows, *words):
 WAYS = {
     "clear": (EgressMode.ORIGINATE, http1, (str(CLEAR), "app.test", "", "")),
     "TLS": (EgressMode.DECRYPT, http1, (str(TLS), "app.test", "CA", "http/1.1")),
+    "clear as it came": (EgressMode.OBSERVE, in_clear, (str(READ), "app.test", "", "")),
+    "HTTP/2 in clear": (EgressMode.OBSERVE, http2, (str(READ_H2), "app.test", "", "")),
     "HTTP/2": (EgressMode.DECRYPT, http2, (str(TLS), "app.test", "CA", "h2")),
 }
 
@@ -131,6 +156,10 @@ def test_the_table(program, tmp_path, way, fail):
             await pod.some.until(lambda: len(told()) >= len(rows), within=20)
             assert all(each.sidestep.direction == "egress" for each in records.made)
             if fail:
-                assert [each["uri"] for each in web.requests()] == ["/good"]
+                passed = [each for each in rows if each.startswith(b"GET /good ")]
+                asked = [
+                    each["uri"] for each in web.requests() if each["method"]
+                ]  # one row is a preface of HTTP/2 alone
+                assert asked == ["/good"] * (1 + len(passed))
 
     asyncio.run(go())

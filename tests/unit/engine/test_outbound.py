@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sidestep.engine.classification import PEEK, AskApp, Event, Wait
 from sidestep.engine.outbound import Decision, Opening, Seen, blocks_whatever_follows, decide, see, tls_port
 from sidestep.model.egress import Destination, EgressMode
-from sidestep.model.inspection import Action, Match, Mode, Rule, Threshold
+from sidestep.model.inspection import Action, Match, Mode, Pattern, Rule, Threshold
 from sidestep.policy.accepted_policy import Outcome
 from sidestep.policy.egress import EgressPolicies
 from sidestep.policy.inspection_match import ConnectionFacts
@@ -58,6 +58,9 @@ def with_ech(hello):
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "http", "", "http2-in-clear"),
         (b"SSH-2.0-x\r\n", "", "", "not-http"),
         (b"\x00\x01\x02\x03", "", "", "not-http"),
+        (b"\r\n\n" + GET, "http", "", "h1-leading-empty-line"),
+        (b"\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "http", "", "h1-leading-empty-line"),
+        (b"\r\n\x00\x01", "", "", "not-http"),
     ],
 )
 def test_what_is_seen_however_it_arrives(data, protocol, name, doubt):
@@ -122,6 +125,39 @@ def test_what_cannot_be_named_is_told_and_closed_where_a_policy_fails_closed(see
     for policy in (by_rule, by_destination):
         found = decide(EgressPolicies([policy]), FACTS, seen, 0.0)
         assert (found.reason, found.closes, found.blocks) == (reason, fail, False)
+
+
+UNREADABLE = {
+    "bare LF": see(Event.DATA, b"GET /admin HTTP/1.1\nHost: a.test\n\n"),
+    "an empty line before": see(Event.DATA, b"\r\n" + GET),
+    "a head that is too large": see(Event.DATA, b"GET / HTTP/1.1\r\nX: " + b"a" * PEEK),
+    "a head that goes on later": see(Event.INCOMPLETE, b"GET /ad"),
+    "a client that speaks later": see(Event.STILL_SILENT),
+}
+
+
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("way", UNREADABLE)
+def test_a_request_that_cannot_be_read_is_told_and_closed_where_a_rule_looks_at_requests(way, fail):
+    """Its server may read it: no name is needed for that."""
+    seen = UNREADABLE[way]
+    looks = Rule("keys", Action.BLOCK, patterns=(Pattern(regex="key"),))
+    net = Rule("net", Action.ALERT, match=Match(networks=(ip_network("198.51.100.0/24"),)))
+    for mode in EgressMode:
+        found = decide(EgressPolicies([compiled(Destination("a", mode), rules=[looks], fail=fail)]), FACTS, seen, 0.0)
+        assert (found.reason, found.closes, found.opening) == (seen.doubt, fail, None)
+    observed = [compiled(rules=[net], fail=fail), compiled(rules=[looks], name="other")]
+    found = decide(EgressPolicies(observed[:1]), FACTS, seen, 0.0)
+    assert (found.reason, found.closes) == ("", False)
+    found = decide(EgressPolicies(observed), FACTS, seen, 0.0)
+    assert (found.reason, found.closes) == (seen.doubt, False), "the policy that looks at requests does not fail closed"
+
+
+@pytest.mark.parametrize("seen", [Seen(doubt="server-first"), Seen(doubt="not-http"), see(Event.DATA, HELLO)])
+def test_what_is_no_request_passes_rules_about_requests(seen):
+    looks = Rule("keys", Action.BLOCK, patterns=(Pattern(regex="key"),))
+    found = decide(EgressPolicies([compiled(rules=[looks], fail=True)]), FACTS, seen, 0.0)
+    assert (found.reason, found.closes) == ("", False)
 
 
 def test_a_doubt_that_changes_nothing_is_not_told():

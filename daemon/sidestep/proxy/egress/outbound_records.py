@@ -154,7 +154,8 @@ class OutboundRecords:
             weak = tuple(dict.fromkeys((*weak, *tls_weakness.of_connection(answer.version, answer.suite))))
             shown = facts(answer.certificate) if answer.certificate else None
             told = eve.tls(hello, version=answer.version, server=shown, resumed=answer.resumed)
-        details = TlsDetails(weak=weak) if weak else None
+        has_ech = hello.encrypted_client_hello
+        details = TlsDetails(weak=weak, ech=has_ech) if weak or has_ech else None
         self._put(told, Sidestep(inspected=self._decision.is_judged, tls=details), is_alert=False)
 
     def _hit(self, hit: Hit) -> None:

@@ -1,0 +1,77 @@
+"""Clients whose clear HTTP is read and leaves as it came: gRPC, and Python's own, which keeps its connection."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sidestep.model.inspection import Action, Builtin, Pattern, Rule
+from tests.harness.cgroups import inside
+from tests.harness.processes import Process
+from tests.harness.waiting import until
+from tests.privileged.node.outward import PLAIN, outbound, policy
+
+pytestmark = pytest.mark.privileged
+
+PORT = 8087
+CARD = "4111 1111 1111 1111"
+CARDS = Rule("cards", Action.BLOCK, patterns=(Pattern(builtin=Builtin.CARD_NUMBER),))
+KEEPING = """
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=20)
+for body in ("card=none", "card=" + sys.argv[3], "card=none"):
+    connection.request("POST", "/", body, {"Host": "api.test"})
+    answer = connection.getresponse()
+    answer.read()
+    print(answer.status)
+"""
+
+
+def test_grpc(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, policy(CARDS, fail=True)) as pod:
+            address = f"{pod.space.client_ip}:{PORT}"
+            serve = [sys.executable, "-m", "tests.harness.grpc_peer", "serve", "far", address]
+            with Process(pod.space.client.enter(serve), log=tmp_path / "grpc.log") as process:
+                until(lambda: str(PORT) in process.text(), within=20, what=process.text)
+                wishes = [
+                    {"method": "Get"},
+                    {"method": "Chat", "messages": ["a", "b"]},
+                    {"method": "Get", "messages": [CARD]},
+                    {"method": "List", "messages": ["2"]},
+                ]
+                call = [sys.executable, "-m", "tests.harness.grpc_peer", "call", address]
+                done = await asyncio.to_thread(
+                    subprocess.run,
+                    inside(pod.folder, pod.space.pod.enter(call)),
+                    input=json.dumps(wishes),
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                )
+                assert done.returncode == 0, done.stderr
+                get, chat, card, several = json.loads(done.stdout)
+                assert get["answers"] == ["far 1"]
+                assert chat["answers"] == ["far a", "far b"]
+                assert card["code"] == "PERMISSION_DENIED", card
+                assert several["answers"] == ["far 0", "far 1"]
+                await pod.counted(outbound=1, inspection_blocked=1, outbound_closed=None)
+
+    asyncio.run(go())
+
+
+def test_a_client_that_keeps_its_connection_goes_on_behind_a_request_that_is_blocked(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, policy(CARDS, fail=True)) as pod:
+            command = (sys.executable, "-c", KEEPING, pod.space.client_ip, str(PLAIN), CARD)
+            done = await asyncio.to_thread(pod.run, *command)
+            assert done.stdout.split() == ["200", "403", "200"], done.stdout + done.stderr
+            assert [each["method"] for each in pod.web.requests()] == ["POST", "POST"]
+            await pod.counted(inspection_blocked=1)
+
+    asyncio.run(go())
