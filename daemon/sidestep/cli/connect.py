@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
@@ -14,7 +15,7 @@ from sidestep.cli.child_command import ChildCommand
 from sidestep.cli.command import POD_NAME, WorkloadType
 from sidestep.cli.foreground import DashedCommand
 from sidestep.cli.options import namespace_option
-from sidestep.cli.pod_session import Wanted, access_spec, during, fetch_variables, tell, world_options
+from sidestep.cli.pod_session import Wanted, access_spec, during, fetch_world, folder_for, tell, world_options
 from sidestep.cli.service_workloads import resolve_service
 from sidestep.laptop.outbound.server import OutboundProxy, Urls
 from sidestep.laptop.pod_access import PodAccess
@@ -66,12 +67,13 @@ def connect(
     workload = resolve_service(backend, namespace, workload)
     allow = ("network", *world.allow)
     spec = access_spec(namespace, workload, *allow, pod=pod, container=world.container, allow_loopback=allow_loopback)
-    return asyncio.run(during(backend, spec, lambda access: _serve(access, listen, command, world)))
+    with folder_for(world) as folder:
+        return asyncio.run(during(backend, spec, lambda access: _serve(access, listen, command, world, folder)))
 
 
-async def _serve(access: PodAccess, port: int, command: tuple[str, ...], wanted: Wanted) -> int:
+async def _serve(access: PodAccess, port: int, command: tuple[str, ...], wanted: Wanted, folder: Path | None) -> int:
     pod = await access.pod()
-    variables = await fetch_variables(access, wanted)
+    variables = await fetch_world(access, wanted, folder)
     async with OutboundProxy(access, port=port, tell=tell) as proxy:
         if command:
             return await _run(command, variables | proxy.urls.variables(), proxy)

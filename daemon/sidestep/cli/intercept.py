@@ -107,6 +107,9 @@ def intercept(**words: Any) -> int:
     where it says where things are in the container (PATH, HOME, LD_* and the like): include those by name. In a cluster
     this needs ClusterRole sidestep-pod-access, a right as strong as pods/exec.
 
+    With --files, CMD finds a copy of what is mounted in the pod's container (--files-path: of what you name) in the
+    folder SIDESTEP_ROOT, which is removed in the end; --files-to keeps it. It takes the same right.
+
     \b
     Your own requests, marked by a header, to a TLS server on port 9443:
       sidestep intercept orders -n shop --port 9443:https --http-header x-dev=ada

@@ -33,6 +33,7 @@ COMMANDS = {
     "connect": ("sidestep.cli.connect:connect", "Connect to what a workload's pod can reach."),
     "doctor": ("sidestep.cli.doctor:doctor", "Check this machine and its access to a cluster."),
     "env": ("sidestep.cli.env:env", "Print the variables of a workload's container."),
+    "files": ("sidestep.cli.files:files", "Copy files of a workload's container."),
     "flows": ("sidestep.cli.flows:flows", "Show the requests of a workload as they come."),
     "inspect": ("sidestep.cli.inspect:inspect", "Show alerts and requests of a workload as they come."),
     "intercept": ("sidestep.cli.intercept:intercept", "Divert matching requests to a handler on this machine."),

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import click
 
 from sidestep.cli import variables
 from sidestep.cli.backend import Backend, session
 from sidestep.cli.command import CONTAINER_NAME, FilePath
+from sidestep.cli.copied_files import check_paths, copy_files
 from sidestep.cli.foreground import claimed_owner
 from sidestep.laptop.capture_target import CaptureTarget
-from sidestep.laptop.pod_access import PodAccess
+from sidestep.laptop.file_snapshot import FileSnapshot
+from sidestep.laptop.pod_access import CutOffError, PodAccess
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.text import harmless
+from sidestep.tunnel.access import DEFAULT_FILES
+from sidestep.tunnel.errors import StreamResetError, TunnelClosedError
 from sidestep.tunnel.messages import AnyEvent, Hello, SessionSpec, State
 from sidestep.tunnel.opening import StreamOpening
 
@@ -27,6 +33,9 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 Allowed = Literal["environment", "network", "files"]
+LAST_WORD: Final = 5.0
+"""Seconds for which what was cut off waits for the reason of it."""
+_CUT_OFF = (StreamResetError, TunnelClosedError, CutOffError)
 
 
 def access_spec(
@@ -82,12 +91,14 @@ async def during(backend: Backend, spec: SessionSpec, work: Callable[[PodAccess]
     working = asyncio.ensure_future(work(access))
     try:
         await asyncio.wait({running, working}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        if working.done() and isinstance(working.exception(), _CUT_OFF):
+            await asyncio.wait({running}, timeout=LAST_WORD)  # the session learns the reason a moment later
+        if running.done() and not (working.done() and working.exception() is None):
             outcome = running.result()
             if outcome.error is not None:
                 raise outcome.error
             ended = outcome.ended.reason if outcome.ended is not None else "the node daemon closed it"
-            raise RefusedError(f"the access to {spec.workload} has ended: {ended}")
+            raise RefusedError(f"the access to {spec.workload} has ended: {ended.removeprefix('was ended: ')}")
         try:
             return working.result()
         except RefusedError as error:
@@ -127,6 +138,16 @@ class Wanted:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     container: str = ""
+    copies: bool = False
+    """The command finds a copy of files."""
+    paths: tuple[str, ...] = ()
+    folder: Path | None = None
+    """Where the copy is; None: in a folder that is removed in the end."""
+
+    @property
+    def files(self) -> bool:
+        """Whether files are wanted."""
+        return self.copies or bool(self.paths) or self.folder is not None
 
     @property
     def environment(self) -> bool:
@@ -136,14 +157,18 @@ class Wanted:
     @property
     def allow(self) -> tuple[Allowed, ...]:
         """The rights that it takes."""
-        return ("environment",) if self.environment else ()
+        environment: tuple[Allowed, ...] = ("environment",) if self.environment else ()
+        return (*environment, "files") if self.files else environment
 
     def check(self) -> None:
         """Raise click.UsageError for options without the one that they belong to, ConfigurationError for files."""
         if not self.environment and (self.include or self.exclude):
             raise click.UsageError("--env-include and --env-exclude belong to --env, --env-file or --env-json")
         if not self.allow and self.container:
-            raise click.UsageError("--container belongs to --env, --env-file or --env-json")
+            raise click.UsageError("--container belongs to --env, --env-file, --env-json or --files")
+        check_paths(self.paths)
+        if self.folder is not None:
+            FileSnapshot(self.folder, DEFAULT_FILES).check()
         for option, path in (("--env-file", self.dotenv), ("--env-json", self.json)):
             if path is not None:
                 if str(path) == "-":
@@ -159,21 +184,36 @@ class World:
     backend: Backend
     spec: SessionSpec
     wanted: Wanted
-    _variables: dict[str, str] = field(default_factory=dict)
 
     async def run(self, ready: asyncio.Future[Mapping[str, str]]) -> None:
         """As foreground.World.run. The access ends once everything has been fetched."""
-        await during(self.backend, self.spec, self._fetch)
-        if not ready.done():
-            ready.set_result(self._variables)
-        await asyncio.Event().wait()
-
-    async def _fetch(self, access: PodAccess) -> None:
-        self._variables |= await fetch_variables(access, self.wanted)
+        with folder_for(self.wanted) as folder:
+            found = await during(self.backend, self.spec, lambda access: fetch_world(access, self.wanted, folder))
+            if not ready.done():
+                ready.set_result(found)
+            await asyncio.Event().wait()
 
 
-async def fetch_variables(access: PodAccess, wanted: Wanted) -> dict[str, str]:
-    """Fetch the variables if they are wanted, and write the files; returns those that a command inherits."""
+@contextlib.contextmanager
+def folder_for(wanted: Wanted) -> Iterator[Path | None]:
+    """Where a copy of files is as long as a command runs; None when none is wanted."""
+    if not wanted.files or wanted.folder is not None:
+        yield wanted.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="sidestep-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+async def fetch_world(access: PodAccess, wanted: Wanted, folder: Path | None) -> dict[str, str]:
+    """Fetch what is wanted, and write the files; returns variables for a command."""
+    found = await _fetch_variables(access, wanted)
+    if folder is not None:
+        await copy_files(access, wanted.paths, FileSnapshot(folder, DEFAULT_FILES))
+        found["SIDESTEP_ROOT"] = str(folder)
+    return found
+
+
+async def _fetch_variables(access: PodAccess, wanted: Wanted) -> dict[str, str]:
     if not wanted.environment:
         return {}
     found = variables.parse(await access.environment())
@@ -198,9 +238,13 @@ def world_options(command: F) -> F:
         env_include: tuple[str, ...],
         env_exclude: tuple[str, ...],
         container: str,
+        files: bool,
+        files_path: tuple[str, ...],
+        files_to: Path | None,
         **rest: Any,
     ) -> Any:
-        wanted = Wanted(env, env_file, env_json, env_include, env_exclude, container)
+        kept = files_to.absolute() if files_to is not None else None
+        wanted = Wanted(env, env_file, env_json, env_include, env_exclude, container, files, files_path, kept)
         wanted.check()
         return command(*arguments, world=wanted, **rest)
 
@@ -208,6 +252,18 @@ def world_options(command: F) -> F:
     choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]
     for option in (
         container_option,
+        click.option(
+            "--files-to", type=FilePath(), metavar="DIR", help="Copy files to this new folder, which is not removed."
+        ),
+        click.option(
+            "--files-path",
+            multiple=True,
+            metavar="PATH",
+            help="Copy this file or folder of the container, not volumes.",
+        ),
+        click.option(
+            "--files", is_flag=True, help="CMD finds a copy of the pod's volumes in SIDESTEP_ROOT (PodAccess)."
+        ),
         *glob_options,
         click.option("--env-json", type=FilePath(), metavar="FILE", help="The same, as a JSON object."),
         click.option(

@@ -7,7 +7,7 @@ those of one pod.
     ask --> the link to the chosen pod's node: a line, and a future by its number
             stream with that number    -> the future has it; `Granted.close` ends it
             refused                    -> RefusedError
-            the tunnel breaks          -> RefusedError; who asks again waits for another tunnel
+            the tunnel breaks          -> CutOffError; who asks again waits for another tunnel
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ if TYPE_CHECKING:
 
 ANSWER: Final = 30.0
 """Seconds within which a request is granted or refused."""
-READY: Final = 15.0
+READY: Final = 30.0
 """Seconds for which a request waits for a pod."""
 WITHDRAWAL: Final = 1.0
 """Seconds within which the daemon must take that a request is given up; the end of the session tells it, too."""
+
+
+class CutOffError(RefusedError):
+    """The tunnel ended before a request was answered."""
 
 
 class Granted:
@@ -133,7 +137,7 @@ class _Link:
         """The tunnel is gone."""
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(RefusedError("the connection to the node daemon is gone"))
+                waiting.set_exception(CutOffError("the connection to the node daemon is gone"))
                 waiting.exception()  # retrieved: its owner may have given up
 
 

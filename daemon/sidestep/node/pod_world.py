@@ -1,6 +1,6 @@
 """The pods' world as this node has it: what `AccessServer` grants to sessions that may use it.
 
-Variables, and the files by which the pod looks up names, are read by the reader's one-shot child
+Variables, files, and those by which the pod looks up names, are read by the reader's one-shot children
 (`node.certificates.one_shot`), never by a pod's proxy. Connections are made by the pod's proxy, which is in the pod's
 network namespace; it is told what the node denies. Rights are checked by `node.sessions.access` before anything is
 asked here.
@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from sidestep.model.errors import RefusedError, SidestepError
-from sidestep.node.certificates.requests import Names
+from sidestep.node.certificates.requests import FilesRequest, Names
 from sidestep.node.sessions.pod_world import NoWorld
 from sidestep.policy.pod_access import container_of, process_of
 from sidestep.proxy.control.messages import MAX_HOSTS, MAX_RESOLV_CONF, Dial, UseNetwork
@@ -22,6 +22,8 @@ from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.errors import ChannelBrokenError
 
 if TYPE_CHECKING:
+    import socket
+
     from sidestep.model.intercept import Intercept
     from sidestep.model.inventory import Inventory
     from sidestep.model.pod import Pod, PodKey
@@ -122,6 +124,20 @@ class NodePodWorld(NoWorld):
         except SidestepError:
             self._names.pop(root, None)
             raise
+
+    async def files(
+        self, access: Intercept, pod: PodKey, container: str, paths: tuple[str, ...], max_bytes: int
+    ) -> socket.socket:
+        """As PodWorld.files."""
+        found = self._pod(pod)
+        name = container_of(access, found, container)
+        pid, root = process_of(found, name), found.location.root
+        if pid is None and root is None:
+            raise RefusedError(f"container {name} of pod {pod} has no process here")
+        if pid is None and not paths:
+            raise RefusedError(f"pod {pod} has no process here that its manifest names; name the folders")
+        birth = found.location.births.get(pid) if pid is not None else None
+        return await self._reader.files(FilesRequest(pid, birth, root or "", paths, max_bytes))
 
     def _pod(self, key: PodKey) -> Pod:
         found = self._inventory().pods.get(key)

@@ -7,6 +7,7 @@ The thread's own sets come last; then sets and ids are read back and compared.
 from __future__ import annotations
 
 import os
+import struct
 
 from sidestep.model.errors import BugError, KernelError
 from sidestep.sandbox import libc
@@ -18,6 +19,8 @@ _SECUREBITS = 0xEF
 """NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE and all locks, KEEP_CAPS off (linux/securebits.h)."""
 _LAST_CAPABILITY = 63
 _NOTHING = bytes(24)
+_READ_SEARCH = 1 << 2
+"""CAP_DAC_READ_SEARCH (linux/capability.h)."""
 
 
 def become(uid: int) -> None:
@@ -27,17 +30,31 @@ def become(uid: int) -> None:
     """
     if uid <= 0:
         raise BugError(f"a confined process cannot run as user {uid}")
+    _become(uid, uid, (), _NOTHING)
+
+
+def become_reader(uid: int, gid: int, groups: tuple[int, ...], *, reads_all: bool) -> None:
+    """Become a user, who may be root, in these groups, for good: without any capability, but with CAP_DAC_READ_SEARCH
+    where `reads_all`.
+
+    Raises BugError for privileges that are left, KernelError for a call that fails.
+    """
+    kept = _READ_SEARCH if reads_all else 0
+    _become(uid, gid, groups, struct.pack("=6I", kept, kept, 0, 0, 0, 0))
+
+
+def _become(uid: int, gid: int, groups: tuple[int, ...], capabilities: bytes) -> None:
     _empty_bounding_set()
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, doing="dropping ambient capabilities")
     libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS, doing="locking the securebits")
     try:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     except OSError as error:
         raise KernelError("setresuid", error.errno or 0, doing=f"becoming user {uid}") from error
-    libc.capset(_NOTHING)
-    if libc.capget() != _NOTHING or os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid):
+    libc.capset(capabilities)
+    if libc.capget() != capabilities or os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
         raise BugError("privileges are left after they were dropped")
 
 

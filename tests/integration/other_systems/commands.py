@@ -167,6 +167,15 @@ async def connect(stage: Stage) -> None:
         assert (done := await running.interrupt()).code == 0, done
 
 
+async def files(stage: Stage) -> None:
+    """Up to the daemon, as `env`."""
+    target = stage.folder / "files"
+    done = await stage.run("files", "pod/orders-1", "/etc/tls", "--to", target)
+    assert (done.code, done.stdout) == (1, ""), done
+    assert "gives no access to pods" in done.error
+    assert not target.exists()
+
+
 async def list_(stage: Stage) -> None:
     done = await stage.run("list")
     assert done.code == 0, done
@@ -308,6 +317,7 @@ ROWS = {
     "connect": Row(works=True, check=connect),
     "doctor": Row(works=True, check=doctor),
     "env": Row(works=True, check=env),
+    "files": Row(works=True, check=files),
     "flows": Row(works=True, check=flows),
     "inspect": Row(works=True, check=inspect),
     "intercept": Row(works=True, check=intercept),

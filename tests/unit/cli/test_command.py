@@ -18,6 +18,7 @@ NEEDED = {
     "inspect": ["orders"],
     "connect": ["orders"],
     "env": ["orders"],
+    "files": ["orders", "--to", "somewhere"],
     "leave": ["orders"],
     "list": [],
     "status": [],

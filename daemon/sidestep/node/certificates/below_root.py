@@ -26,9 +26,10 @@ from sidestep.model.errors import ConfigurationError, KernelError
 MAX_FILE = 1024 * 1024
 """Bytes of a file that is accepted."""
 
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x02, 0x04, 0x08, 0x10
+"""openat2(2), linux/openat2.h."""
+
 _SYS_OPENAT2 = {"x86_64": 437, "aarch64": 437}
-_RESOLVE_NO_MAGICLINKS = 0x02
-_RESOLVE_IN_ROOT = 0x10
 _ATTEMPTS = 5
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _STARTED = 19
@@ -131,24 +132,31 @@ def _resolve(root: Root, path: str) -> int:
     """A handle (O_PATH) on `path` below `root`; symbolic links, absolute ones too, stay below it."""
     name = _checked(root, path)
     folder = open_root(root)
-    how = struct.pack(
-        "=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
-    )  # struct open_how: flags, mode, resolve
     try:
-        for _ in range(_ATTEMPTS):
-            handle = int(_libc.syscall(_SYS_OPENAT2.get(platform.machine(), -1), folder, name, how, len(how)))
-            if handle >= 0:
-                return handle
-            number = ctypes.get_errno()
-            if number != errno.EAGAIN:  # the tree changed while it was walked
-                break
+        return openat2(folder, name, os.O_PATH | os.O_CLOEXEC, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        if number in {errno.ENOENT, errno.ENOTDIR}:
+            raise AbsentFileError("no such file", subject=_subject(path)) from error
+        if number in {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}:
+            raise ConfigurationError(os.strerror(number).lower(), subject=_subject(path)) from error
+        raise KernelError("openat2", number, doing=f"reading {path}") from error
     finally:
         os.close(folder)
-    if number in {errno.ENOENT, errno.ENOTDIR}:
-        raise AbsentFileError("no such file", subject=_subject(path))
-    if number in {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}:
-        raise ConfigurationError(os.strerror(number).lower(), subject=_subject(path))
-    raise KernelError("openat2", number, doing=f"reading {path}")
+
+
+def openat2(folder: int, path: bytes, flags: int, resolve: int) -> int:
+    """Open a path from a folder (openat2(2)); returns a descriptor. Raises OSError."""
+    how = struct.pack("=QQQ", flags, 0, resolve)  # struct open_how: flags, mode, resolve
+    number = errno.EAGAIN
+    for _ in range(_ATTEMPTS):
+        handle = int(_libc.syscall(_SYS_OPENAT2.get(platform.machine(), -1), folder, path, how, len(how)))
+        if handle >= 0:
+            return handle
+        number = ctypes.get_errno()
+        if number != errno.EAGAIN:  # the tree changed while it was walked
+            break
+    raise OSError(number, os.strerror(number))
 
 
 def _checked(root: Root, path: str) -> bytes:

@@ -1,6 +1,8 @@
 """The one-shot child of the reader: opens a source, drops all privileges, validates, answers, ends.
 
 A source is a certificate, manifests, the variables of a process, or the files by which it looks up names.
+Files of a container are no source: they are sent piece by piece, by a child that becomes the user of the container's
+process (`container_root`, `snapshot`).
 
     1  as root      sends its pidfd, so that the daemon can kill it; opens the files (or the token for the API server)
     2               becomes a user without privileges, with limits for CPU time, wall time, memory and file size
@@ -34,7 +36,7 @@ import msgspec
 
 from sidestep.aio.packets import MAX_PAYLOAD, sealed_memfd, send_packet
 from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
-from sidestep.node.certificates import pem
+from sidestep.node.certificates import container_root, pem, snapshot
 from sidestep.node.certificates.below_root import (
     MAX_FILE,
     AbsentFileError,
@@ -51,6 +53,7 @@ from sidestep.node.certificates.requests import (
     ClusterSecret,
     EnvironmentRequest,
     Failed,
+    FilesRequest,
     Folder,
     IdentityFacts,
     ManifestSecret,
@@ -60,12 +63,13 @@ from sidestep.node.certificates.requests import (
     Payload,
     ReadRequest,
     Started,
+    Streaming,
     Summary,
     TrustFacts,
 )
 from sidestep.node.proxy_uids import READER
 from sidestep.protocols.pem import KEYS, blocks
-from sidestep.sandbox import capabilities
+from sidestep.sandbox import capabilities, landlock
 from sidestep.sandbox import rlimits as limits
 
 SPELLINGS: Final = (("tls.crt", "tls.key", "ca.crt"), ("cert-chain.pem", "key.pem", "root-cert.pem"))
@@ -87,19 +91,21 @@ _NAMES: Final = (("/etc/resolv.conf", 16 * 1024), ("/etc/hosts", 256 * 1024))
 _MAX_MANIFEST: Final = 4 * MAX_FILE
 _PR_SET_PDEATHSIG = 1
 
+AnsweredAtOnce = ReadRequest | ManifestsRequest | EnvironmentRequest | NamesRequest
 
-Asked = ReadRequest | ManifestsRequest | EnvironmentRequest | NamesRequest
 
-
-def run(request: Asked, answers: socket.socket) -> NoReturn:
+def run(request: AnsweredAtOnce | FilesRequest, answers: socket.socket) -> NoReturn:
     """Carry out one request and end the process. Runs in a fresh fork of the reader."""
     status = 1
     try:
         _set_parent_death_signal()  # a file system may hang before the other limits apply
         _close_all_but(answers.fileno())
         _send_pidfd(answers)
-        answer, fd = _answer(request)
-        send_packet(answers, msgspec.msgpack.encode(answer), fd)
+        if isinstance(request, FilesRequest):
+            _send_files(request, answers)
+        else:
+            answer, fd = _answer(request)
+            send_packet(answers, msgspec.msgpack.encode(answer), fd)
         status = 0
     except SidestepError as error:
         _answer_and_exit(answers, failed(error))
@@ -109,7 +115,7 @@ def run(request: Asked, answers: socket.socket) -> NoReturn:
         os._exit(status)
 
 
-def _answer(request: Asked) -> tuple[Summary | Payload, int | None]:
+def _answer(request: AnsweredAtOnce) -> tuple[Summary | Payload, int | None]:
     match request:
         case ManifestsRequest():
             return _manifests(request)
@@ -376,6 +382,30 @@ def _names(request: NamesRequest) -> tuple[Payload, int]:
     return Payload(len(data)), sealed_memfd("sidestep-names", data)
 
 
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def _send_files(request: FilesRequest, answers: socket.socket) -> None:
+    """Answer with a socket and send a snapshot to it. Raises SidestepError before the answer."""
+    opened = container_root.open_container(request.pid, request.birth, request.root)
+    _limit(cpu=snapshot.CPU, wall=snapshot.PROGRESS, descriptors=snapshot.DESCRIPTORS)
+    reading = opened.reading
+    capabilities.become_reader(reading.uid, reading.gid, reading.groups, reads_all=reading.reads_all)
+    capabilities.forbid_new_privileges()
+    _set_parent_death_signal()
+    landlock.deny_writing()
+    paths = snapshot.wanted_paths(request.paths, snapshot.volumes(opened.mounts))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        with theirs:
+            send_packet(answers, msgspec.msgpack.encode(Streaming()), theirs.fileno())
+        snapshot.Walk(opened.fd, ours, request.max_bytes, alive=_progress).run(paths)
+
+
+def _progress() -> None:
+    signal.setitimer(signal.ITIMER_REAL, snapshot.PROGRESS)
+
+
 # --- the process ----------------------------------------------------------------------------------------------------
 
 
@@ -396,12 +426,16 @@ def _send_pidfd(answers: socket.socket) -> None:
 
 def _drop_privileges(*, cpu: int, wall: int) -> None:
     """Set limits and permanently drop user, groups and capabilities. Raises KernelError, BugError."""
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-    signal.setitimer(signal.ITIMER_REAL, wall)  # SIGALRM has no handler and ends the process
-    limits.apply(memory=MEMORY, descriptors=_DESCRIPTORS, file_size=MAX_PAYLOAD)
+    _limit(cpu=cpu, wall=wall)
     capabilities.become(READER)
     capabilities.forbid_new_privileges()
     _set_parent_death_signal()  # the kernel clears it when the user changes
+
+
+def _limit(*, cpu: int, wall: int, descriptors: int = _DESCRIPTORS) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+    signal.setitimer(signal.ITIMER_REAL, wall)  # SIGALRM has no handler and ends the process
+    limits.apply(memory=MEMORY, descriptors=descriptors, file_size=MAX_PAYLOAD)
 
 
 def _answer_and_exit(answers: socket.socket, answer: Failed) -> None:

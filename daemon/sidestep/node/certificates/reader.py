@@ -34,6 +34,7 @@ from sidestep.node.certificates.requests import (
     Answer,
     EnvironmentRequest,
     Failed,
+    FilesRequest,
     Folder,
     ManifestsRequest,
     Names,
@@ -44,8 +45,10 @@ from sidestep.node.certificates.requests import (
     Stamped,
     StampRequest,
     Started,
+    Streaming,
     Summary,
 )
+from sidestep.node.certificates.snapshot_socket import Snapshot
 
 STAMP_DEADLINE: Final = 2.0
 """Seconds for one stamp request after the reader has started; normally 0.2 ms."""
@@ -55,6 +58,8 @@ PENALTY: Final = 30.0
 """Seconds during which a source is refused after it caused a missed deadline or the death of a child."""
 PARALLEL: Final = 4
 """Children running at the same time."""
+SNAPSHOTS: Final = 2
+"""Snapshots of files that are sent at the same time."""
 
 _NOTHING: Final = StampRequest(Folder((), ""))
 """A stamp request without files, which is answered as soon as the reader has started."""
@@ -88,6 +93,9 @@ class Reader:
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: list[subprocess.Popen[bytes]] = []
         self._kills = 0
+        self._snapshots: list[Snapshot] = []
+        self._opening = 0
+        """Snapshots that have been asked for."""
         self._started = False
         """Whether the current reader has answered yet."""
 
@@ -150,6 +158,36 @@ class Reader:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise PeerError("the reader's answer cannot be decoded") from error
 
+    async def files(self, request: FilesRequest) -> socket.socket:
+        """Begin a snapshot of files; returns the socket that its frames come from. Closing it ends the snapshot.
+
+        At most `SNAPSHOTS` are sent at the same time. Raises ReadError, KernelError, PeerError.
+        """
+        self._snapshots = [each for each in self._snapshots if not each.over()]
+        if len(self._snapshots) + self._opening >= SNAPSHOTS:
+            raise ReadError(f"the node sends {SNAPSHOTS} snapshots of files already; try again later")
+        children: list[int] = []
+        self._opening += 1
+        try:
+            answer, fd = await self._by_child(
+                request,
+                ("files", request.pid, request.root),
+                deadline=WALL + 2.0,
+                doing="opening files of a container",
+                keep=children,
+            )
+        except BaseException:
+            _close_all(children)
+            raise
+        finally:
+            self._opening -= 1
+        if isinstance(answer, Streaming) and fd is not None and children:
+            snapshot = Snapshot(fd, children[0])
+            self._snapshots.append(snapshot)
+            return snapshot
+        _close_all([*children, *([] if fd is None else [fd])])
+        raise _error(answer)
+
     @property
     def pid(self) -> int | None:
         """Process id of the reader; None while it does not run."""
@@ -158,6 +196,8 @@ class Reader:
     def close(self) -> None:
         """End the reader. A further request starts a new one."""
         self._kill()
+        while self._snapshots:
+            self._snapshots.pop().forget()
         for process in self._ended:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1.0)  # longer only for a process in an uninterruptible system call
@@ -180,14 +220,20 @@ class Reader:
             raise KernelError("read", errno.ETIMEDOUT, doing="starting the reader") from error
 
     async def _by_child(
-        self, request: Request, source: object, *, deadline: float, doing: str = "reading a certificate"
+        self,
+        request: Request,
+        source: object,
+        *,
+        deadline: float,
+        doing: str = "reading a certificate",
+        keep: list[int] | None = None,
     ) -> tuple[Answer, int | None]:
         self._refuse(source)
         async with self._children:
             kills = self._kills
             try:
                 async with time_limit(deadline + START_DEADLINE):
-                    return await self._ask(request)
+                    return await self._ask(request, keep)
             except TimeoutError as error:
                 self._punish(source)
                 raise KernelError("read", errno.ETIMEDOUT, doing=doing) from error
@@ -198,8 +244,11 @@ class Reader:
                 reason = f"reading it takes more than {CPU} s of processor time, or too much memory"
                 raise ReadError(reason) from error
 
-    async def _ask(self, request: Request) -> tuple[Answer, int | None]:
-        """Send a request; returns the answer and its descriptor. Raises _ChildLostError, KernelError, PeerError."""
+    async def _ask(self, request: Request, keep: list[int] | None = None) -> tuple[Answer, int | None]:
+        """Send a request; returns the answer and its descriptor. A duplicate of the child's pidfd goes to `keep`.
+
+        Raises _ChildLostError, KernelError, PeerError.
+        """
         try:
             packet = _REQUESTS.encode(request)
         except UnicodeEncodeError as error:
@@ -214,7 +263,7 @@ class Reader:
                     if not send_packet(channel, packet, theirs.fileno()):
                         raise KernelError("sendmsg", errno.EAGAIN, doing="asking the reader")
                     theirs.close()
-                    answer = await _answer(ours)
+                    answer = await _answer(ours, keep)
                 except ChannelClosed:
                     # The reader ended with the request in its queue: it was idle, or killed because of another source.
                     if self._channel is channel:
@@ -315,7 +364,12 @@ def _error(answer: Answer) -> ReadError | PeerError:
     return PeerError(f"the reader answers with {type(answer).__name__}")
 
 
-async def _answer(sock: socket.socket) -> tuple[Answer, int | None]:
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+async def _answer(sock: socket.socket, keep: list[int] | None) -> tuple[Answer, int | None]:
     """Receive the answer to a request. When this is cancelled, the child that works on it is killed."""
     sock.setblocking(False)
     pidfd = -1
@@ -329,6 +383,8 @@ async def _answer(sock: socket.socket) -> tuple[Answer, int | None]:
                 raise
             answer, fd = _decoded(*packet)
             if not isinstance(answer, Started):
+                if keep is not None and pidfd >= 0:
+                    keep.append(os.dup(pidfd))
                 return answer, fd
             if fd is None or pidfd >= 0:
                 raise PeerError("a one-shot reader does not say who it is")

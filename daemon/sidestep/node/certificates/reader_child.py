@@ -45,7 +45,9 @@ def serve(channel: socket.socket) -> None:
     poll.register(channel, select.POLLIN)
     gc.collect()
     gc.freeze()
-    while poll.poll(IDLE * 1000):
+    while poll.poll(IDLE * 1000) or _has_children():
+        if not poll.poll(0):
+            continue  # a snapshot is still being sent
         received = receive_packet(channel)
         if received is None:
             continue
@@ -54,6 +56,14 @@ def serve(channel: socket.socket) -> None:
             continue
         with socket.socket(fileno=fd) as answers:
             _take(requests.decode(packet), answers)
+
+
+def _has_children() -> bool:
+    """Whether a child runs; those that have ended are reaped by the kernel. They end with this process."""
+    try:
+        return os.waitpid(-1, os.WNOHANG) == (0, 0)
+    except ChildProcessError:
+        return False
 
 
 def _take(request: Request, answers: socket.socket) -> None:

@@ -112,7 +112,21 @@ class Names(msgspec.Struct, frozen=True):
     hosts: str
 
 
-Request = StampRequest | ReadRequest | ManifestsRequest | EnvironmentRequest | NamesRequest
+class FilesRequest(msgspec.Struct, tag=True, frozen=True):
+    """Send a snapshot of files of a container (`node.certificates.snapshot`). Answered by `Streaming`.
+
+    `pid` is its main process, started at `birth`; without one, the folder `root` is the container's root. Without
+    `paths` it is what is mounted in the container.
+    """
+
+    pid: int | None
+    birth: int | None
+    root: str
+    paths: tuple[str, ...]
+    max_bytes: int
+
+
+Request = StampRequest | ReadRequest | ManifestsRequest | EnvironmentRequest | NamesRequest | FilesRequest
 
 
 class Started(msgspec.Struct, tag=True, frozen=True):
@@ -160,6 +174,10 @@ class Payload(msgspec.Struct, tag=True, frozen=True):
     size: int
 
 
+class Streaming(msgspec.Struct, tag=True, frozen=True):
+    """fd: a stream socket with frames (`protocols.file_frames`), which the child sends until its end."""
+
+
 class Absence(enum.StrEnum):
     """What is not there, so that it may come without any change of what is written."""
 
@@ -178,4 +196,4 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     absent: Absence = Absence.NOTHING
 
 
-Answer = Started | Stamped | Summary | Payload | Failed
+Answer = Started | Stamped | Summary | Payload | Streaming | Failed

@@ -1,0 +1,106 @@
+"""Copies files of a container to a folder of this machine, and says so on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sidestep.aio.time_limit import time_limit
+from sidestep.model.errors import PeerError, RefusedError
+from sidestep.model.text import harmless
+from sidestep.tunnel.access import MAX_PATHS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sidestep.laptop.file_snapshot import FileSnapshot
+    from sidestep.laptop.pod_access import PodAccess
+    from sidestep.tunnel.stream import Stream
+
+MIB: Final = 1024 * 1024
+STALL: Final = 60.0
+"""Seconds without a byte after which a snapshot is given up. A node gives up a container's file system earlier."""
+_PERIOD: Final = 0.2
+"""Seconds between two changes of the line that shows the progress."""
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Raise click.UsageError for what is no path in a container."""
+    given = tuple(paths)
+    if len(given) > MAX_PATHS:
+        raise click.UsageError(f"more than {MAX_PATHS} paths; name folders above them")
+    for path in given:
+        if not path.startswith("/") or ".." in path.split("/"):
+            raise click.UsageError(f"{path!r} is no path in a container: it begins with / and has no '..'")
+
+
+async def copy_files(access: PodAccess, paths: tuple[str, ...], snapshot: FileSnapshot) -> None:
+    """Copy these paths, or without any what is mounted in the container. Raises SidestepError."""
+    progress = _Progress()
+    try:
+        async with await access.files(paths, snapshot.max_bytes) as granted:
+            snapshot.begin()
+            while data := await _read(granted.stream):
+                snapshot.feed(data)
+                progress.show(snapshot.files, snapshot.size)
+                progress.tell(snapshot.news())
+        snapshot.finish()
+        progress.tell(snapshot.news())
+    finally:
+        progress.clear()
+        snapshot.close()
+    left_out = f"; {snapshot.left_out} left out" if snapshot.left_out else ""
+    if snapshot.files or not snapshot.missing:
+        _say(f"In {snapshot.folder}: {_amount(snapshot.files, snapshot.size)}{left_out}.")
+    if snapshot.missing:
+        raise RefusedError(f"cannot be copied: {'; '.join(snapshot.missing)}")
+    if snapshot.stopped:
+        raise RefusedError(f"not everything was copied: {snapshot.stopped}; name the folders that you want")
+
+
+async def _read(stream: Stream) -> bytes:
+    try:
+        async with time_limit(STALL):
+            return await stream.read()
+    except TimeoutError as error:
+        raise PeerError(f"nothing came from the node for {STALL:g} s") from error
+
+
+def _amount(files: int, size: int) -> str:
+    return f"{files} file{'' if files == 1 else 's'}, {size / MIB:.1f} MiB"
+
+
+class _Progress:
+    """A line on a terminal that changes. Where there is no terminal it shows nothing."""
+
+    def __init__(self) -> None:
+        self._shown = 0
+        self._due = 0.0
+
+    def show(self, files: int, size: int) -> None:
+        """Show how much has come."""
+        now = time.monotonic()
+        if now >= self._due and sys.stderr.isatty():
+            self._due = now + _PERIOD
+            text = _amount(files, size)
+            click.echo(f"\r{text:<{self._shown}}", nl=False, err=True)
+            self._shown = len(text)
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Print lines in the place of it."""
+        for line in lines:
+            self.clear()
+            _say(line)
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._shown:
+            click.echo(f"\r{'':<{self._shown}}\r", nl=False, err=True)
+            self._shown = 0
+
+
+def _say(text: str) -> None:
+    click.echo(harmless(text), err=True)

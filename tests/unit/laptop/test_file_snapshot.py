@@ -1,0 +1,342 @@
+"""A snapshot of files as it is written here: by a good node, and by one that means ill."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidestep.laptop import file_snapshot
+from sidestep.laptop.file_snapshot import MAX_TOLD, FileSnapshot
+from sidestep.model.errors import ConfigurationError, PeerError
+from sidestep.protocols.file_frames import MAX_PARTS, Entry, Problem, Summary, Whole, encode
+
+END = Summary("")
+
+
+def folder(path):
+    return Entry(path, "folder", 0o755)
+
+
+def link(path, target):
+    return Entry(path, "link", target=target)
+
+
+def file(path, content=b"content", mode=0o644):
+    data = [content] if content else []
+    return [Entry(path, "file", mode, 1000.5, len(content)), *data, Whole()]
+
+
+def written(place, *frames, max_bytes=1000, windows=False):
+    """A snapshot of these frames. Raises what it raises."""
+    snapshot = FileSnapshot(place, max_bytes, windows=windows)
+    snapshot.begin()
+    try:
+        for frame in frames:
+            snapshot.feed(encode(frame))
+        snapshot.finish()
+    finally:
+        snapshot.close()
+    return snapshot
+
+
+def tree(place):
+    """What is there, by path; nothing is followed."""
+    found = {}
+    for root, folders, files in os.walk(place):
+        for name in folders + files:
+            path = os.path.join(root, name)
+            key = os.path.relpath(path, place)
+            if os.path.islink(path):
+                found[key] = ("link", os.readlink(path))
+            elif os.path.isdir(path):
+                found[key] = "folder"
+            else:
+                with open(path, "rb") as opened:
+                    found[key] = opened.read()
+    return found
+
+
+def test_files_folders_and_links_are_written_for_their_owner_only(tmp_path):
+    place = tmp_path / "new"
+    snapshot = written(
+        place,
+        folder(b"/etc"),
+        folder(b"/etc/tls"),
+        link(b"/etc/tls/tls.crt", b"..data/tls.crt"),
+        link(b"/etc/tls/..data", b"..2024"),
+        folder(b"/etc/tls/..2024"),
+        *file(b"/etc/tls/..2024/tls.crt"),
+        *file(b"/etc/empty", b""),
+        *file(b"/etc/run", b"#!", mode=0o6755),
+        *file(b"/top"),
+        link(b"/etc/absolute", b"/top"),
+        link(b"/etc/out", b"../../../../../etc/passwd"),
+        link(b"/root", b"/"),
+        END,
+    )
+    assert tree(place) == {
+        "etc": "folder",
+        "etc/tls": "folder",
+        "etc/tls/tls.crt": ("link", "..data/tls.crt"),
+        "etc/tls/..data": ("link", "..2024"),
+        "etc/tls/..2024": "folder",
+        "etc/tls/..2024/tls.crt": b"content",
+        "etc/empty": b"",
+        "etc/run": b"#!",
+        "top": b"content",
+        "etc/absolute": ("link", "../top"),
+        "etc/out": ("link", "passwd"),
+        "root": ("link", "."),
+    }
+    assert (place / "etc/tls/tls.crt").read_bytes() == b"content"
+    for path in (place, place / "etc", place / "etc/run"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE((place / "top").stat().st_mode) == 0o600
+    assert (place / "top").stat().st_mtime == 1000.5
+    assert (snapshot.files, snapshot.size, snapshot.left_out, snapshot.news()) == (4, 16, 0, [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of bytes are those of Linux")
+def test_names_are_those_of_the_container(tmp_path):
+    names = [b"two\nlines", b"\x1b[2J", b"\xff\xfe", b"..data", b"...", b"-rf", b" ", b"C:\\x", b"x" * 255]
+    written(tmp_path / "new", *(frame for name in names for frame in file(b"/" + name)), END)
+    assert set(os.listdir(bytes(tmp_path / "new"))) == set(names)
+
+
+def test_what_is_left_out_is_told_as_a_terminal_may_show_it(tmp_path):
+    problems = [Problem(b"/%d\x1b[2J\n" % number, "a device\r", asked=number == 3) for number in range(30)]
+    snapshot = written(tmp_path / "new", *problems, Summary("late\x1b"))
+    told = snapshot.news()
+    assert len(told) == MAX_TOLD
+    assert told[0] == "Left out: /0\\x1b[2J\\n: a device\\r"
+    assert told[-1] == "Left out: more"
+    assert (snapshot.left_out, snapshot.stopped) == (30, "late\\x1b")
+    assert snapshot.missing == ["/3\\x1b[2J\\n: a device\\r"]
+
+
+def test_a_file_that_is_not_whole_is_not_there(tmp_path):
+    first = Entry(b"/a", "file", 0o600, 0.0, 7)
+    snapshot = written(tmp_path / "new", first, b"con", Problem(b"/a", "it became shorter"), *file(b"/b"), END)
+    assert tree(tmp_path / "new") == {"b": b"content"}
+    assert (snapshot.files, snapshot.left_out) == (1, 1)
+
+
+OUTSIDE = [
+    [Entry(b"relative", "file")],
+    [Entry(b"/../a", "file")],
+    [folder(b"/a"), Entry(b"/a/../../b", "file")],
+    [folder(b"/a"), Entry(b"/a/..", "folder")],
+    [Entry(b"/.", "folder")],
+    [Entry(b"//a", "file")],
+    [folder(b"/a"), Entry(b"/a/", "file")],
+    [Entry(b"/a\0b", "file")],
+    [Entry(b"/" + b"/".join([b"a"] * (MAX_PARTS + 1)), "folder")],
+    [Entry(b"/absent/a", "file")],
+    [folder(b"/a"), folder(b"/a/b/c")],
+    [*file(b"/a"), Entry(b"/a/b", "file")],
+    [link(b"/a", b"/tmp"), Entry(b"/a/b", "file")],
+    [link(b"/a", b"."), link(b"/a/b", b"../x")],
+    [link(b"/a", b"/tmp"), folder(b"/a")],
+    [folder(b"/a"), link(b"/a", b"/tmp")],
+    [folder(b"/a"), folder(b"/a")],
+    [link(b"/a", b"x"), link(b"/a", b"y")],
+]
+
+
+@pytest.mark.parametrize("frames", OUTSIDE)
+def test_what_could_lead_out_ends_it(tmp_path, frames):
+    with pytest.raises(PeerError, match=r"leads elsewhere|outside of its folders|a path twice"):
+        written(tmp_path / "new", *frames, END)
+    assert os.listdir(tmp_path) == ["new"]
+
+
+BROKEN = [
+    [b"data", END],
+    [Whole(), END],
+    [*file(b"/a"), b"more", END],
+    [*file(b"/a"), Whole(), END],
+    [Entry(b"/a", "file", size=3), b"four", Whole(), END],
+    [Entry(b"/a", "file", size=5), b"four", Whole(), END],
+    [Entry(b"/a", "file", size=5), *file(b"/b"), END],
+    [Entry(b"/a", "file", size=5), END],
+    [Entry(b"/a", "file", size=1 << 62), b"x" * 1001],
+    [*[Entry(b"/a", "file", size=600), b"x" * 600, Whole()], Entry(b"/b", "file", size=401), b"x" * 401, Whole(), END],
+    [Entry(b"/a", "link", target=b"b"), b"x", END],
+    [END, END],
+    [END, *file(b"/a")],
+    [],
+    [*file(b"/a")],
+]
+
+
+@pytest.mark.parametrize("frames", BROKEN)
+def test_what_breaks_the_order_or_lies_about_sizes_ends_it(tmp_path, frames):
+    with pytest.raises(PeerError):
+        written(tmp_path / "new", *frames)
+
+
+def test_a_file_twice_is_not_written_over(tmp_path):
+    snapshot = written(tmp_path / "new", *file(b"/a", b"first"), *file(b"/a", b"second"), link(b"/a", b"b"), END)
+    assert tree(tmp_path / "new") == {"a": b"first"}
+    assert (snapshot.files, snapshot.left_out) == (1, 2)
+
+
+def test_a_folder_that_cannot_be_made_has_nothing(tmp_path):
+    snapshot = written(
+        tmp_path / "new", *file(b"/a"), folder(b"/a"), *file(b"/a/b"), folder(b"/a/c"), *file(b"/a/c/d"), END
+    )
+    assert tree(tmp_path / "new") == {"a": b"content"}
+    assert snapshot.news() == ["Left out: /a: file exists"]
+
+
+def test_links_lead_nowhere_outside_whatever_other_links_there_are(tmp_path):
+    """Each link is made in a real folder, so that its `..` are those of its path."""
+    frames = [
+        folder(b"/a"),
+        folder(b"/a/b"),
+        folder(b"/a/b/c"),
+        link(b"/a/b/c/up", b"../../../../.."),
+        link(b"/a/b/c/over", b"up/../../.."),
+        link(b"/a/deep", b"b/c/up/../../x"),
+        link(b"/here", b"."),
+        link(b"/far", b"here/here/../../../.."),
+        link(b"/slashes", b"//etc//passwd"),
+        link(b"/nothing", b""),
+        END,
+    ]
+    place = tmp_path / "new"
+    written(place, *frames)
+    inside = os.path.realpath(place)
+    for root, folders, files in os.walk(place):
+        for name in folders + files:
+            found = os.path.realpath(os.path.join(root, name))
+            assert os.path.commonpath([found, inside]) == inside
+
+
+NAMES = st.sampled_from([b"a", b"b", b"c"])
+PATHS = st.lists(NAMES, min_size=1, max_size=4).map(lambda parts: b"/" + b"/".join(parts))
+TARGETS = st.lists(st.sampled_from([b"a", b"b", b"c", b"..", b".", b"", b"/"]), max_size=7).map(b"/".join)
+ENTRIES = st.lists(
+    st.one_of(
+        PATHS.map(lambda path: [folder(path)]),
+        PATHS.map(file),
+        st.tuples(PATHS, TARGETS).map(lambda each: [link(*each)]),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=200)
+@given(ENTRIES)
+def test_no_order_of_entries_writes_or_leads_outside(tmp_path_factory, entries):
+    """What a hostile node may try: whatever is accepted of it stays in the folder."""
+    above = tmp_path_factory.mktemp("above")
+    place = above / "x" / "y"
+    place.parent.mkdir()
+    snapshot = FileSnapshot(place, 1 << 20)
+    snapshot.begin()
+    for entry in entries:
+        try:
+            for frame in entry:
+                snapshot.feed(encode(frame))
+        except PeerError:
+            snapshot.close()
+    snapshot.feed(encode(END))
+    snapshot.finish()
+    assert os.listdir(above) == ["x"]
+    assert os.listdir(above / "x") == ["y"]
+    for root, folders, files in os.walk(place):
+        for name in folders + files:
+            path = os.path.join(root, name)
+            if not os.path.islink(path) or os.path.exists(path):
+                assert os.path.commonpath([os.path.realpath(path), place]) == str(place)
+
+
+def test_entries_and_names_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_snapshot, "MAX_FRAMES", 3)
+    with pytest.raises(PeerError, match="more entries"):
+        written(tmp_path / "a", *(Problem(b"/a", "x") for _ in range(4)), END)
+    monkeypatch.setattr(file_snapshot, "MAX_NAMES", 10)
+    with pytest.raises(PeerError, match="more entries"):
+        written(tmp_path / "b", folder(b"/aaa"), link(b"/bbb", b"ccc"), END)
+
+
+def test_a_folder_that_is_used_is_refused(tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    (tmp_path / "file").touch()
+    for place, reason in (("used", "is not empty"), ("file", "not a directory"), ("absent/new", "no folder")):
+        with pytest.raises(ConfigurationError, match=reason):
+            FileSnapshot(tmp_path / place, 1).check()
+    (tmp_path / "empty").mkdir(mode=0o777)
+    written(tmp_path / "empty", END)
+    assert stat.S_IMODE((tmp_path / "empty").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    with pytest.raises(ConfigurationError, match="belongs to another user"):
+        FileSnapshot(tmp_path / "theirs", 1).check()
+
+
+def test_names_that_windows_cannot_have_are_left_out(tmp_path):
+    bad = [
+        b"con",
+        b"NUL.txt",
+        b"com1",
+        b"LPT9.x",
+        b"a:b",
+        b"a\\b",
+        b"x.",
+        b"x ",
+        b"a?",
+        b"\x01",
+        b"aux ",
+        b"COM\xc2\xb9",
+    ]
+    good = [b"..data", b"console", b"com10", b"a.b", b"nul-x", b".x"]
+    frames = [frame for name in bad + good for frame in file(b"/" + name)]
+    frames += [folder(b"/prn"), *file(b"/prn/inside"), link(b"/drive", b"C:\\Windows"), link(b"/device", b"x/../con")]
+    snapshot = written(tmp_path / "new", *frames, END, windows=True)
+    assert set(os.listdir(bytes(tmp_path / "new"))) == set(good)
+    assert snapshot.left_out == len(bad) + 3
+
+
+def test_where_links_cannot_be_made_those_to_files_are_copies(tmp_path, monkeypatch):
+    def refused(*_arguments, **_options):
+        raise OSError(errno.EPERM, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(os, "symlink", refused)
+    place = tmp_path / "new"
+    snapshot = written(
+        place,
+        folder(b"/tls"),
+        folder(b"/tls/..1"),
+        *file(b"/tls/..1/tls.crt"),
+        link(b"/tls/..data", b"..1"),
+        link(b"/tls/tls.crt", b"..data/tls.crt"),
+        link(b"/tls/self", b"self"),
+        link(b"/tls/out", b"/etc/passwd"),
+        link(b"/tls/absent", b"..data/absent"),
+        END,
+        max_bytes=20,
+    )
+    assert tree(place) == {
+        "tls": "folder",
+        "tls/..1": "folder",
+        "tls/..1/tls.crt": b"content",
+        "tls/tls.crt": b"content",
+    }
+    assert snapshot.left_out == 4
+    again = [link(b"/%d" % number, b"/f") for number in range(9)]
+    snapshot = written(tmp_path / "bomb", *file(b"/f"), *again, END, max_bytes=20)
+    assert len(os.listdir(tmp_path / "bomb")) == 2
+    assert snapshot.left_out == 8
