@@ -31,10 +31,13 @@ class ChildCommand:
         environment: Callable[[], Mapping[str, str]] = dict,
         ready: asyncio.Future[Mapping[str, str]] | None = None,
         folder: Path | None = None,
+        stdout: int | None = None,
     ) -> None:
         """`environment` is asked, when the command starts, for variables that it gets beside those of this process;
-        `ready` has others, and the command waits for them; `folder` is where it runs.
+        `ready` has others, and the command waits for them; `folder` is where it runs; `stdout` is the descriptor that
+        it gets in the place of this process's standard output.
         """
+        self._stdout = stdout
         self._ready = ready
         self._folder = folder
         self._command = tuple(command)
@@ -56,7 +59,9 @@ class ChildCommand:
         prepared = {} if self._ready is None else await self._ready
         try:
             variables = {**os.environ, **prepared, **self._environment()}
-            self._process = await asyncio.create_subprocess_exec(*self._command, env=variables, cwd=self._folder)
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, env=variables, cwd=self._folder, stdout=self._stdout
+            )
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise ConfigurationError(

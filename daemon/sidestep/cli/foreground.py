@@ -21,7 +21,7 @@ from sidestep.laptop.session import Outcome, SessionObserver
 from sidestep.model.errors import RefusedError
 from sidestep.tunnel.messages import SessionSpec
 
-STDOUT = 1
+STDOUT, STDERR = 1, 2
 
 
 class Reporter(SessionObserver, Protocol):

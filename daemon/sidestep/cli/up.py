@@ -22,10 +22,10 @@ from sidestep.cli.backend import Backend, backend_options, namespace_for, sessio
 from sidestep.cli.child_command import ChildCommand
 from sidestep.cli.command import NAMESPACE, POD_NAME, SESSION_NAME, Command, FilePath, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_spec
-from sidestep.cli.foreground import STDOUT, claimed_owner
-from sidestep.cli.options import PortType
-from sidestep.cli.output import LineWriter
-from sidestep.cli.report import Report
+from sidestep.cli.foreground import STDERR, STDOUT, claimed_owner
+from sidestep.cli.options import PortType, output_option
+from sidestep.cli.output import LineWriter, json_line
+from sidestep.cli.report import JsonReport, Report
 from sidestep.cli.service_workloads import resolve_service
 from sidestep.config.filters import describe_filter
 from sidestep.config.session_file import MAX_FILE, HandlerEntry, InterceptEntry, WiretapEntry, read_session_file
@@ -53,27 +53,33 @@ class Planned:
 
 
 class _Prefixed:
-    """A writer of lines that begin with a name."""
+    """A writer of lines that say first which session they are of."""
 
-    def __init__(self, writer: LineWriter, name: str) -> None:
+    def __init__(self, writer: LineWriter, prefix: str, *, replaced: int = 0) -> None:
         self._writer = writer
-        self._name = name
+        self._prefix = prefix
+        self._replaced = replaced
+        """Characters of a line that the prefix stands for."""
 
     def line(self, text: str) -> None:
         """As LineWriter.line."""
-        self._writer.line(f"{harmless(self._name)}: {text}")
+        self._writer.line(self._prefix + text[self._replaced :])
 
 
 @click.command(cls=Command, short_help="Run the sessions and handlers of a file.")
 @click.option(
     "--file", "-f", type=FilePath(), default=DEFAULT, show_default=True, metavar="FILE", help="File with the sessions."
 )
+@output_option
 @backend_options
-def up(file: Path, backend: Backend) -> int:
+def up(file: Path, backend: Backend, output: str) -> int:
     """Run the intercepts and wiretaps of FILE, and the commands that handle what they bring, until Ctrl-C.
 
     Their fields are named as the options of `sidestep intercept`; paths are relative to FILE. Handlers are started
     first. When one ends, or a session is refused or ended, everything ends.
+
+    With `--output json` each line of a session is an object as `sidestep intercept` prints it, and `session` in it is
+    KIND/NAME of the session in FILE. What handlers print on standard output goes to standard error then.
 
     \b
       namespace: shop
@@ -94,7 +100,7 @@ def up(file: Path, backend: Backend) -> int:
         raise ConfigurationError("is no UTF-8 text", subject=str(file)) from error
     except ConfigurationError as error:
         raise ConfigurationError(str(error), subject=str(file)) from error
-    return asyncio.run(_run(planned, found.handlers, file.parent, backend))
+    return asyncio.run(_run(planned, found.handlers, file.parent, backend, is_json=output == "json"))
 
 
 def _planned(
@@ -138,7 +144,9 @@ def _planned(
     return Planned(spec, handler, text)
 
 
-async def _run(planned: Sequence[Planned], handlers: dict[str, HandlerEntry], folder: Path, backend: Backend) -> int:
+async def _run(
+    planned: Sequence[Planned], handlers: dict[str, HandlerEntry], folder: Path, backend: Backend, *, is_json: bool
+) -> int:
     loop = asyncio.get_running_loop()
     interrupted, started = asyncio.Event(), asyncio.Event()
     started.set()
@@ -148,13 +156,18 @@ async def _run(planned: Sequence[Planned], handlers: dict[str, HandlerEntry], fo
             loop.call_soon_threadsafe(interrupted.set)
 
     writer = LineWriter(STDOUT, on_closed=nobody_reads, encoding=sys.stdout.encoding)
-    reports = [_report(each, writer) for each in planned]
+    reports = [_json_report(each, writer) if is_json else _report(each, writer) for each in planned]
     sessions = [
         session(backend, spec=each.spec, handler=each.handler, observer=report)
         for each, report in zip(planned, reports, strict=True)
     ]
     children = {
-        name: ChildCommand(each.command, environment=_environment(each), folder=folder / each.directory)
+        name: ChildCommand(
+            each.command,
+            environment=_environment(each),
+            folder=folder / each.directory,
+            stdout=STDERR if is_json else None,
+        )
         for name, each in handlers.items()
     }
     with interrupts(interrupted.set):
@@ -174,7 +187,10 @@ async def _run(planned: Sequence[Planned], handlers: dict[str, HandlerEntry], fo
                 return 0
             if first is not None:
                 code = commands[first].result()
-                writer.line(harmless(f"Handler {first} has ended with {code}."))
+                if is_json:
+                    writer.line(json_line({"event": "handler_ended", "handler": first, "code": code}))
+                else:
+                    writer.line(harmless(f"Handler {first} has ended with {code}."))
                 return code
             return _end(outcomes, [task in done for task in running])
         finally:
@@ -187,10 +203,18 @@ async def _run(planned: Sequence[Planned], handlers: dict[str, HandlerEntry], fo
             writer.close()
 
 
+def _json_report(planned: Planned, writer: LineWriter) -> JsonReport:
+    spec = planned.spec
+    begin = json_line({"session": f"{spec.kind}/{spec.name or base_name(spec)}"})
+    named = _Prefixed(writer, begin.removesuffix("}") + ",", replaced=len("{"))
+    return JsonReport(named)  # type: ignore[arg-type]  # all that a report uses of a writer
+
+
 def _report(planned: Planned, writer: LineWriter) -> Report:
     spec = planned.spec
+    named = _Prefixed(writer, f"{harmless(spec.name or base_name(spec))}: ")
     return Report(
-        _Prefixed(writer, spec.name or base_name(spec)),  # type: ignore[arg-type]  # all that a report uses of a writer
+        named,  # type: ignore[arg-type]  # as above
         description=planned.description,
         noun=spec.kind.capitalize(),
         expected=spec.name or base_name(spec),

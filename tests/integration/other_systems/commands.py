@@ -274,10 +274,28 @@ async def up(stage: Stage) -> None:
         assert (await diverted(stage, uid, "/up")).endswith(b"/UP")
         assert (done := await running.interrupt()).code == 0, done
     assert not is_open(port), "the handler has ended, too"
-    handlers["web"]["command"] = [sys.executable, "-c", "exit(9)"]
+    async with stage.starting("up", "-f", "project/sidestep.yaml", "-o", "json") as running:
+        line = await running.until('"state":"active"')
+        assert (state := json.loads(line))["session"] == "intercept/orders-1", line
+        assert (state["event"], [each["pod"] for each in state["pods"]]) == ("state", ["shop/orders-1"]), line
+        [(uid, _)] = _served(stage)
+        await until(lambda: is_open(port), what="the handler to listen")
+        assert (await diverted(stage, uid, "/json")).endswith(b"/JSON")
+        done = await running.interrupt()
+        assert done.code == 0, done
+    first, *_ = [json.loads(each) for each in done.stdout.splitlines()]
+    assert (first["session"], first["event"], first["name"]) == ("intercept/orders-1", "registered", "orders-1"), done
+    handlers["web"]["command"] = [sys.executable, "-c", "print('from the handler'); exit(9)"]
     (project / "sidestep.yaml").write_text(json.dumps({"intercepts": [entry], "handlers": handlers}))
     done = await stage.run("up", "-f", "project/sidestep.yaml")
-    assert (done.code, done.stdout.splitlines()[-1]) == (9, "Handler web has ended with 9."), done
+    assert done.code == 9, done
+    assert "Handler web has ended with 9." in done.stdout.splitlines(), done
+    assert "from the handler" in done.stdout.splitlines(), done
+    done = await stage.run("up", "-f", "project/sidestep.yaml", "--output", "json")
+    *events, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.code, last) == (9, {"event": "handler_ended", "handler": "web", "code": 9}), done
+    assert {each["session"] for each in events} <= {"intercept/orders-1"}, done
+    assert "from the handler" in done.stderr.splitlines(), done
 
 
 def is_open(port: int) -> bool:
