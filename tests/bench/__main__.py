@@ -11,7 +11,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import captures, crowd, extras, firewall, growth, history, inspection, outbound, report, rows, taps
+from tests.bench import (
+    captures,
+    crowd,
+    extras,
+    firewall,
+    growth,
+    history,
+    inspection,
+    opened,
+    outbound,
+    report,
+    rows,
+    taps,
+)
 from tests.bench.arena import Arena, arena
 from tests.bench.figure import Figure
 from tests.bench.growth import Growth
@@ -141,6 +154,7 @@ class Bench:
             "firewall": firewall.figures,
             "pods with firewalls": firewall.pods,
             "outbound": outbound.figures,
+            "opened": opened.figures,
         }
         for name, run in alone.items():
             if self._wants(name):
