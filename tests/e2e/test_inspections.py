@@ -95,18 +95,18 @@ def test_the_exception_from_an_alert_is_found_by_its_id_alone(cluster, product, 
             assert refused.status == 403
             done = product.run("policy", "except", refused.text.strip(), *words, user=AUDITOR, within=60)
             assert done.code == 0, done
-            assert "shop/orders: no-admin" in done.output
-            assert SECRET not in done.output
-            [change] = yaml.safe_load_all(done.output)
+            assert "shop/orders: no-admin" in done.stdout
+            assert SECRET not in done.stdout
+            [change] = yaml.safe_load_all(done.stdout)
             [rule] = change["spec"]["rules"]
             assert rule["except"]["paths"] == [{"match": "Equal", "value": "/admin/users"}]
         absent = product.run("policy", "except", "00000000-1", *words, user=AUDITOR, within=60)
         assert absent.code == 1
-        assert "none of the last alerts of the workloads with policies" in absent.error
+        assert "none of the last alerts of the workloads with policies" in absent.stderr
         denied = product.run("policy", "except", refused.text.strip(), *words, user=DEVELOPER, within=60)
         assert denied.code == 1
-        assert SECRET not in denied.output + denied.error
-        assert "no-admin" not in denied.output
+        assert SECRET not in denied.stdout + denied.stderr
+        assert "no-admin" not in denied.stdout
     assert cluster.get("inspections", namespace=shop.namespace) == []
     product.quiet(shop.pods())
 
