@@ -9,8 +9,9 @@ what one of these encodings is made of has a further text, a *view*, which is se
     QUOTED     quoted-printable decoded (RFC 2045, 6.7): parts of a form in Go
 
 A view begins REACH bytes before the first byte that makes it differ, so that it has whatever stands around that byte;
-ordinary bodies have none, and cost a search for a few bytes. FORM, ESCAPED and QUOTED are views of NARROW. What comes
-out does not depend on how the body was cut. Views end after `most` bytes of the body.
+ordinary bodies have none, and cost a search for a few bytes: until one of these is met all views keep the same last
+bytes, once. FORM, ESCAPED and QUOTED are views of NARROW. What comes out does not depend on how the body was cut. Views
+end after `most` bytes of the body.
 
 `doubts` names what else an app may decode, but is not decoded here: text in UTF-7 or EBCDIC, where a message names such
 a character set, and parts of a form in base64 or compressed.
@@ -77,7 +78,7 @@ def whole_texts(body: bytes, fields: Fields = ()) -> list[bytes] | None:
     if len(body) > WHOLE:
         return None
     types = _types(fields).lower()
-    has_view = b"\0" in body or b"%" in body or b"+" in body or b"\\" in body or b"multipart/" in types
+    has_view = _has_mark(body) or b"multipart/" in types
     if not (has_view or b"charset" in types or b"encoding" in types):
         return [body]
     views = BodyViews(WHOLE, fields)
@@ -90,7 +91,7 @@ def whole_texts(body: bytes, fields: Fields = ()) -> list[bytes] | None:
 class BodyViews:
     """The views of one body, or of one message after the other. `fields` are those of its head, in lower case."""
 
-    __slots__ = ("_is_multipart", "_left", "_line", "_most", "_narrow", "_views", "doubts")
+    __slots__ = ("_is_multipart", "_is_plain", "_left", "_line", "_most", "_narrow", "_tail", "_views", "doubts")
 
     def __init__(self, most: int, fields: Fields = ()) -> None:
         self._most = most
@@ -103,6 +104,9 @@ class BodyViews:
     def _begin(self) -> None:
         self._left = self._most
         self._line = b""
+        self._is_plain = not self._is_multipart
+        """No view has begun, and each would keep `_tail`."""
+        self._tail = b""
         self._narrow = _View(View.NARROW)
         kinds = (View.FORM, View.ESCAPED, View.QUOTED) if self._is_multipart else (View.FORM, View.ESCAPED)
         self._views = tuple(map(_View, kinds))
@@ -110,6 +114,8 @@ class BodyViews:
     @property
     def held(self) -> int:
         """Bytes of the body that are in memory."""
+        if self._is_plain:
+            return len(self._tail)
         return self._narrow.held + sum(view.held for view in self._views)
 
     def feed(self, data: bytes) -> list[tuple[View, bytes]]:
@@ -118,6 +124,13 @@ class BodyViews:
         if not data:
             return []
         self._left -= len(data)
+        if self._is_plain:
+            if not _has_mark(data):
+                self._tail = (data if len(data) >= REACH else self._tail + data)[-REACH:]
+                return []
+            self._is_plain = False
+            for view in (self._narrow, *self._views):
+                view.follow(self._tail)
         made = [(View.NARROW, self._narrow.feed(data))]
         narrow = data.replace(b"\0", b"")
         made += [(view.kind, view.feed(narrow)) for view in self._views]
@@ -137,9 +150,14 @@ class BodyViews:
 
     def finish(self) -> list[tuple[View, bytes]]:
         """What its end adds."""
-        made = [(view.kind, view.finish()) for view in self._views]
+        made = [] if self._is_plain else [(view.kind, view.finish()) for view in self._views]
         self._begin()
         return [each for each in made if each[1]]
+
+
+def _has_mark(data: bytes) -> bool:
+    """Whether one of the bytes is there with which every view but QUOTED begins."""
+    return b"\0" in data or b"%" in data or b"+" in data or b"\\" in data
 
 
 def _types(fields: Fields) -> bytes:
@@ -163,6 +181,10 @@ class _View:
     def held(self) -> int:
         """Bytes of the body that are in memory."""
         return len(self._text)
+
+    def follow(self, text: bytes) -> None:
+        """Come after these bytes, up to REACH, in which the view does not begin."""
+        self._text = text
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes of the body; returns those of the view."""

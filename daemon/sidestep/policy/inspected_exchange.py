@@ -148,7 +148,11 @@ class Exchange:
     @property
     def holds_request(self) -> bool:
         """Whether the request's body may lead to its being blocked."""
-        return any(rule.blocks for half in self._requests for rule in half.rules)
+        for half in self._requests:  # asked for each read of a body, several times
+            for rule in half.rules:
+                if rule.blocks:
+                    return True
+        return False
 
     @property
     def reads_response(self) -> bool:
@@ -165,10 +169,13 @@ class Exchange:
     @property
     def held(self) -> int:
         """Bytes of bodies that are in memory, to be searched together with what follows them."""
-        halves = (*self._requests, *self._responses)
-        return sum(scan.held for half in halves for scan in half.scans.values()) + sum(
-            views.held for views in self._views.values()
-        )
+        held = 0
+        for half in (*self._requests, *self._responses):  # likewise
+            for scan in half.scans.values():
+                held += scan.held
+        for views in self._views.values():
+            held += views.held
+        return held
 
     def give_up(self) -> None:
         """Look at nothing further."""

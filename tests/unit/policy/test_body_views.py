@@ -15,8 +15,8 @@ MOST = 64 * 1024
 MULTIPART = ((b"content-type", b"multipart/form-data; boundary=b"),)
 
 
-def views_of(*pieces, most=MOST):
-    views = BodyViews(most, MULTIPART)
+def views_of(*pieces, most=MOST, fields=MULTIPART):
+    views = BodyViews(most, fields)
     made = {}
     for view, text in [each for piece in pieces for each in views.feed(piece)] + views.finish():
         made[view] = made.get(view, b"") + text
@@ -74,10 +74,10 @@ _PIECES = st.lists(
 
 
 @settings(max_examples=examples())
-@given(_PIECES, st.integers(1, 3000))
-def test_cuts_make_no_difference(pieces, most):
-    whole = views_of(b"".join(pieces), most=most)
-    assert views_of(*pieces, most=most) == whole
+@given(_PIECES, st.integers(1, 3000), st.sampled_from([MULTIPART, ()]))
+def test_cuts_make_no_difference(pieces, most, fields):
+    whole = views_of(b"".join(pieces), most=most, fields=fields)
+    assert views_of(*pieces, most=most, fields=fields) == whole
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,15 @@ def test_doubts(head, body, doubts):
         for at in range(0, len(body), cut):
             views.feed(body[at : at + cut])
         assert views.doubts == doubts
+
+
+def test_nothing_is_kept_twice_before_a_view_begins():
+    views = BodyViews(MOST)
+    for _ in range(3):
+        views.feed(b"x" * 700)
+        assert views.held <= REACH
+    views.feed(b"%")
+    assert views.held > REACH
 
 
 def test_views_are_bounded():

@@ -428,9 +428,12 @@ class Judged:
         """Bytes that are kept for the exchange: nothing of a refused one."""
         if self.refusal is not None:
             return 0
-        bodies = (self._request_body, self._response_body)
         kept = self._kept + self.firewall.held + self.firewall_response.held + self._exchange.held
-        return kept + sum(body.memory for body in bodies if body is not None)
+        if self._request_body is not None:
+            kept += self._request_body.memory
+        if self._response_body is not None:
+            kept += self._response_body.memory
+        return kept
 
     def _holds_too_much(self) -> bool:
         """Account for what is kept; returns whether that is too much."""
