@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
+import re
 import stat
 import subprocess
 import sys
@@ -113,6 +115,27 @@ def test_more_than_the_size_is_left_out(pod, tmp_path):
     done = sidestep("files", "orders", "/srv", "-n", "shop", "--to", tmp_path / "all", socket=daemon.socket)
     assert done.code == 0, done.stderr
     assert (tmp_path / "all/srv/large").read_bytes() == (root / "srv" / "large").read_bytes()
+
+
+def test_a_terminal_is_shown_the_progress_and_no_escapes_of_the_container(pod, tmp_path):
+    root, _, daemon = pod
+    os.mkfifo(root / "srv" / "\x1b[2Jfifo")
+    (root / "srv" / "large").write_bytes(bytes(20 << 20))
+    terminal, theirs = pty.openpty()
+    words = [SIDESTEP, "files", "orders", "/srv", "-n", "shop", "--to", tmp_path / "copy", "--socket", daemon.socket]
+    told = b""
+    with child(words, stderr=theirs) as running:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while data := os.read(terminal, 65536):
+                told += data
+        assert running.wait(60) == 0, told
+    os.close(terminal)
+    assert re.search(rb"\r\d+ files?, \d+\.\d MiB", told), told
+    assert told.count(b"Left out: ") == 2
+    assert b"Left out: /srv/\\x1b[2Jfifo: a device, pipe or socket\r\n" in told
+    assert b"\x1b" not in told
+    assert told.rstrip().splitlines()[-1].endswith(b": 2 files, 20.0 MiB; 2 left out.")
 
 
 def test_a_handler_finds_them_in_a_folder_that_goes_with_it(pod, tmp_path):
