@@ -13,6 +13,8 @@ Invariants
   * Nothing is asked of the world without a right, and not for a pod outside of the last `follow`.
   * The end of the tunnel, or of the session, ends every task, and each releases what it holds.
   * At most `MAX_REQUESTS` are working or granted, and at most one snapshot of files.
+  * A line waits for each request at most, so all may be refused at once: by a deadline, or when their pod goes. While
+    `WAITING_LINES` wait, no other request is read.
   * A session that breaks the rules of the lines loses its tunnel.
 """
 
@@ -54,7 +56,8 @@ MAX_ENVIRONMENTS: Final = 4
 MAX_SNAPSHOTS: Final = 1
 """Of these, snapshots of files."""
 WAITING_LINES: Final = 256
-"""Lines that wait for the session; one that does not read them loses its tunnel."""
+"""Lines that wait for the session, beside one of each request; one that does not read even what pods it may use loses
+its tunnel."""
 MAX_REASON: Final = 1000
 """Characters."""
 NEEDS: Final = {Environment: Allow.ENVIRONMENT, Files: Allow.FILES, Connect: Allow.NETWORK}
@@ -75,7 +78,8 @@ class AccessServer:
         self._pods: frozenset[PodKey] = frozenset()
         self._running: dict[int, tuple[asyncio.Task[None], PodKey, Allow]] = {}
         self._highest = 0
-        self._lines: asyncio.Queue[Line] = asyncio.Queue(WAITING_LINES)
+        self._lines: asyncio.Queue[Line] = asyncio.Queue(MAX_REQUESTS + 2 * WAITING_LINES)
+        self._told = asyncio.Event()
         self._overflow = asyncio.Event()
         self._open_data: OpenData | None = None
 
@@ -117,11 +121,15 @@ class AccessServer:
     async def _write(self, stream: Stream) -> None:
         while True:
             await stream.write(encode_line(await self._lines.get()))
+            self._told.set()
 
     async def _read(self, stream: Stream) -> None:
         lines = Lines()
         while data := await stream.read():
             for line in lines.feed(data):
+                while self._lines.qsize() >= WAITING_LINES:
+                    self._told.clear()
+                    await self._told.wait()
                 self._take(decode_line(line, Asked))  # type: ignore[arg-type]  # a union
 
     def _take(self, asked: Asked) -> None:

@@ -48,6 +48,8 @@ class World:
 
     async def connect(self, access, pod, host, port, protocol):
         self.asked.append(("connect", str(pod), host, port, protocol))
+        if self.holds is not None:
+            await self.holds.wait()
         if host == "nowhere":
             raise RefusedError("nowhere does not exist")
         return SocketChannel(self._pair())
@@ -220,6 +222,40 @@ async def test_what_is_asked_for_is_bounded_and_can_be_given_up():
         assert await used.environment() == b"A=1\0B=two words\0"
 
 
+@asynchronous
+async def test_many_connections_that_end_at_once_cost_no_tunnel():
+    world, used = World(), PodAccess()
+    async with connected(access(Allow.NETWORK), world, used) as (session, _):
+        await used.pod()
+        [link] = used._links.values()
+        world.holds = asyncio.Event()
+        asking = [asyncio.create_task(used.connect("nowhere", 1)) for _ in range(1000)]
+        await eventually(lambda: len(world.asked) == 1000, what="a thousand connections")
+        world.holds.set()
+        refusals = await asyncio.gather(*asking, return_exceptions=True)
+        assert {str(each) for each in refusals} == {"nowhere does not exist"}
+        granted = [await used.connect("db", 1) for _ in range(400)]
+        session.publish(state(OTHER))
+        for each in granted:
+            await each.stream.until_broken()
+            each.close()
+        await eventually(lambda: link.pods == {str(OTHER)}, what="the other pod")
+        assert [link] == [*used._links.values()]
+
+
+@asynchronous
+async def test_refusals_wait_for_a_session_that_reads_none():
+    world, used = World(), Raw()
+    async with connected(access(Allow.NETWORK), world, used):
+        await eventually(lambda: getattr(used, "told", None), what="the pods")
+        asked = [lines.encode_line(lines.Connect(number, "shop/gone", "db", 1)) for number in range(1, 3001)]
+        await used.stream.write(b"".join(asked))
+        await eventually(lambda: len(used.told) == 3001, what="three thousand refusals")
+        last = json.loads(used.told[-1])
+    assert last["number"] == 3000
+    assert world.asked == []
+
+
 class Raw(PodAccess):
     """Sends lines as they are written."""
 
@@ -228,7 +264,9 @@ class Raw(PodAccess):
         self.stream = stream
         self.told = []
         while data := await stream.read():
-            self.told += data.splitlines()
+            self.rest = getattr(self, "rest", b"") + data
+            *whole, self.rest = self.rest.split(b"\n")
+            self.told += whole
 
 
 @pytest.mark.parametrize(
