@@ -7,7 +7,8 @@ Each destination has a flow of its own, a stream of the tunnel whose far end is 
 
 Invariants
   * The association ends with the client's TCP connection, and its flows with it.
-  * Datagrams are taken from one address and port: the one that the first came from.
+  * Datagrams are taken from one address and port: the first whose socket is of the user who has the connection
+    (`local_user.sends_for`; on macOS and Windows the first at all). Others may reach this port, too.
   * At most MAX_FLOWS flows, of each of which at most MAX_WAITING datagrams wait; what is beyond is dropped, as a
     network would.
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from sidestep.aio.tasks import Tasks
 from sidestep.laptop.outbound import socks5
 from sidestep.laptop.outbound.conversation import Conversation
+from sidestep.laptop.outbound.local_user import sends_for
 from sidestep.laptop.outbound.socks5 import Place, Reply
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.protocols import capsules
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 MAX_FLOWS: Final = 256
 MAX_WAITING: Final = 64
 """Datagrams."""
+STRANGER: Final = 0.01
+"""Seconds until the next datagram after one of another user: to find out whose it is costs about a millisecond."""
 _MAX_HEADER: Final = 3 + 2 + 255 + 2
 
 
@@ -75,9 +79,12 @@ class UdpAssociation:
             except OSError:
                 continue  # an answer met nobody (ICMP)
             found = socks5.datagram(data)
-            self._sender = self._sender or sender
-            if found is None or sender != self._sender:
+            if found is None or (self._sender or sender) != sender:
                 continue
+            if self._sender is None and not sends_for(self._client.sock, sender):
+                await asyncio.sleep(STRANGER)
+                continue
+            self._sender = sender
             place, payload = found
             if place not in self._flows:
                 if len(self._flows) >= MAX_FLOWS:

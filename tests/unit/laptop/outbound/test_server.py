@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import socket
 
 import pytest
 
 from sidestep.laptop.outbound import server as module
+from sidestep.laptop.outbound import udp_association
 from sidestep.laptop.outbound.server import OutboundProxy
 from sidestep.model.errors import PeerError, RefusedError
 from sidestep.protocols import capsules
@@ -339,6 +341,28 @@ async def test_datagrams():
         transport.close()
         stranger.close()
         await asyncio.sleep(0)
+
+
+@asynchronous
+async def test_datagrams_of_another_user_are_not_taken(monkeypatch):
+    asked = []
+    monkeypatch.setattr(udp_association, "sends_for", lambda _sock, sender: asked.append(sender) or len(asked) > 2)
+    pod = Pod()
+    async with proxy(pod) as found:
+        reader, writer = await client(found)
+        writer.write(HELLO + b"\x05\x03\x00\x01\0\0\0\0\0\0")
+        there = ("127.0.0.1", int.from_bytes((await said(reader, 12))[10:], "big"))
+        senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+        for sender, name in zip(senders, (b"one", b"two", b"own"), strict=True):
+            sender.sendto(b"\0\0\0\x03\x03" + name + b"\0\x35question", there)
+        await eventually(lambda: pod.granted)
+        senders[0].sendto(b"\0\0\0\x03\x03one\0\x35question", there)
+        senders[2].sendto(b"\0\0\0\x03\x03end\0\x35question", there)
+        await eventually(lambda: len(pod.asked) == 2)
+        for sender in senders:
+            sender.close()
+    assert pod.asked == [("own", 53, "udp"), ("end", 53, "udp")]
+    assert len(asked) == 3
 
 
 @asynchronous
