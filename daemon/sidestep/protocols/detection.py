@@ -30,6 +30,9 @@ _SCHEMES = (b"http://", b"https://")
 _TLS_HEADER = 6
 _TLS_TYPES = range(0x14, 0x19)
 _RESPONSE = b"HTTP/"
+_FRAME_HEAD = 9
+"""Bytes of the head of an HTTP/2 frame (RFC 9113 section 4.1)."""
+_SETTINGS = 4
 
 
 def detect(data: bytes) -> Detected:
@@ -48,6 +51,11 @@ def detect(data: bytes) -> Detected:
     if match[1] is None:
         return Detected.MORE if match.end() == len(data) and len(data) <= 32 else Detected.OTHER
     return _detect_target(data[: match.end() - 1], data[match.end() : match.end() + 8])
+
+
+def is_http2_server(data: bytes) -> bool:
+    """Whether a server says this that begins HTTP/2: SETTINGS on stream 0 (RFC 9113 section 3.4)."""
+    return len(data) >= _FRAME_HEAD and data[3] == _SETTINGS and not any(data[5:_FRAME_HEAD])
 
 
 def is_greeting(data: bytes) -> bool:

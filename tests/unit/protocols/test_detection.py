@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.protocols.detection import HTTP2_PREFACE, Detected, detect, is_greeting
+from sidestep.protocols.detection import HTTP2_PREFACE, Detected, detect, is_greeting, is_http2_server
 
 CASES = [
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", Detected.TLS),
@@ -67,6 +67,22 @@ def test_more_bytes_never_change_an_answer(data, more):
 
 def test_nothing_tells_nothing():
     assert detect(b"") is Detected.MORE
+
+
+@pytest.mark.parametrize(
+    ("words", "is_it"),
+    [
+        (b"\0\0\x12\4\0\0\0\0\0", True),
+        (b"\0\0\0\4\0\0\0\0\0\0\0\4\1", True),
+        (b"\0\0\x12\4\0\0\0\0", False),
+        (b"\0\0\x12\4\0\0\0\0\1", False),
+        (b"\0\0\x12\1\0\0\0\0\0", False),
+        (b"220 mail.test", False),
+        (b"", False),
+    ],
+)
+def test_servers_of_http2_say_their_settings(words, is_it):
+    assert is_http2_server(words) is is_it
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from typing import Final
 
 from sidestep.engine.classification import PEEK, AskApp, Event, Wait
 from sidestep.model.errors import PeerError
-from sidestep.protocols.detection import is_greeting
+from sidestep.protocols.detection import is_greeting, is_http2_server
 from sidestep.proxy.connection.dial import Done
 from sidestep.proxy.io.loop import READ, Loop, Timer
 from sidestep.proxy.io.stream import TlsStream, reset
@@ -191,6 +191,15 @@ class PeekedBytes(_FirstBytes):
                 return
             self.greeted = is_greeting(_peek(self._app))
         self._tell(Event.SERVER_FIRST)
+
+    def holds_app(self) -> bool:
+        """Hear no more of the app before the client, if the app has said what HTTP/2 servers say at once; returns
+        whether it has. Clients of such servers speak without having heard them (RFC 9113 section 3.4)."""
+        if self._app is None or not is_http2_server(_peek(self._app)):
+            return False
+        self._loop.remove(self._app.fileno())
+        self._wanted = 1  # the deadline for the rest of the client's first message begins anew
+        return True
 
     def take_app(self) -> socket.socket | None:
         """Give out the connection to the app, if there is one. A dial that is under way is given up."""

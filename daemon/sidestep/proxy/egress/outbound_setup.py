@@ -2,7 +2,7 @@
 
     accept    the kernel has steered it here; the table says where it was meant to go
     see       peek at the first bytes (`engine.outbound.see`). A silent client has its server connected to meanwhile, so
-              that a server which speaks first is heard
+              that a server which speaks first is heard. Not one of HTTP/2, whose clients do not wait for it
     decide    by the policies of the moment (`engine.outbound.decide`); told before anything is relayed
     relay     end to end: every byte, every end and every break, both ways. Or close: the client sees a reset.
               Or hand the client over to `opened_setup`, which opens what policies want opened, and reads clear HTTP
@@ -30,7 +30,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from ipaddress import ip_address
 
-from sidestep.engine.classification import AskApp, Event, Wait
+from sidestep.engine.classification import IDLE_SECONDS, AskApp, Event, Wait
 from sidestep.engine.outbound import Decision, Opening, Seen, blocks_whatever_follows, decide, see
 from sidestep.engine.passthrough import HeardWireRelay, WireRelay
 from sidestep.model.errors import PeerError
@@ -128,7 +128,11 @@ class OutboundSetup:
             found = see(Event.ACCEPTED)
             data = b""
             while isinstance(found, Wait | AskApp):
-                event, data = await first.next(found, len(data))
+                event, more = await first.next(found, len(data))
+                if event is Event.SERVER_FIRST and first.holds_app():
+                    found = Wait(1, IDLE_SECONDS) if isinstance(found, AskApp) else found
+                    continue
+                data = more
                 found = see(event, data)
             self._ends.app = first.take_app()
         finally:

@@ -259,6 +259,28 @@ def test_streams_in_clear_are_judged_each_by_its_authority(scene):
     assert scene.counters == {"outbound": 1, "inspection_blocked": 1}
 
 
+@pytest.mark.parametrize("begun", [0, 1, 10, 23])
+def test_a_client_that_lets_its_http2_server_speak_first_is_judged_all_the_same(scene, begun):
+    """It waits until the server has said its SETTINGS, with `begun` bytes of its preface sent. Then it is read on a new
+    connection to its server, as each that is read."""
+    scene.configure(rules=[NO_PASTE], fail=True)
+    speaks = streams("paste.test")
+    data = speaks.data_to_send()
+    client = scene.client()
+    server = scene.accepted()
+    client.sendall(data[:begun])
+    side = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
+    side.initiate_connection()
+    server.sendall(settings := side.data_to_send())
+    assert not scene.stepped.run(lambda: readable(client), within=0.3)
+    client.sendall(data[begun:])
+    again = scene.accepted()
+    again.sendall(settings)
+    assert heads(scene, client, speaks, 1)[1][b":status"] == b"403"
+    assert scene.counters == {"outbound": 1, "inspection_blocked": 1}
+    scene.ended(client, again)
+
+
 def test_http2_in_clear_that_a_destination_wants_in_tls_is_told_and_read_or_closed(scene):
     scene.configure(Destination("tls", EgressMode.ORIGINATE, networks=(HERE,)), rules=[NO_PASTE])
     client = scene.client(streams("paste.test").data_to_send())
