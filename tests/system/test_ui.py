@@ -184,6 +184,23 @@ def test_a_wiretap_shows_fields_and_bodies_of_what_it_copies(orders, loopback, c
                 )
 
 
+def test_a_service_means_the_workload_behind_it(orders, loopback, chromium):
+    words = ("ui", "svc/orders", "deployment/orders", "--port", str(scene.TLS_PORT))
+    process, address = served(orders, loopback, *words)
+    with process:
+        assert process.output() == "Requests (everything) of deployment/orders. Ctrl-C ends it.\n"
+        chromium.get(address)
+        orders.get("/1")
+        wait_count(chromium, "1 requests")
+        chromium.find_element(By.ID, "rows").send_keys("i")
+        wanted = f"flows deployment/orders:{scene.TLS_PORT}: active"
+        until(lambda: wanted in text(chromium, "board"), within=20, what=lambda: text(chromium, "board"))
+        assert text(chromium, "board").count("flows deployment/orders") == 1
+    done = sidestep("ui", "orders", "svc/nothing", "-n", "shop", socket=orders.node.socket)
+    assert done.code == 1
+    assert done.error == "sidestep: service shop/nothing leads to no pod; sidestep list shows workloads"
+
+
 def test_a_port_of_the_page_that_is_taken_is_one_line(orders):
     with Server(numbers(), name="taken") as taken:
         done = sidestep("ui", "orders", "-n", "shop", "--ui-port", str(taken.port), socket=orders.node.socket)
