@@ -1,0 +1,115 @@
+"""The screens in docs/wiretap.md are those of real runs: the same commands, with a real daemon, print the same.
+
+What differs from run to run is replaced on both sides: times, durations, addresses of clients and handlers.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.harness import scene
+from tests.harness.node import SIDESTEP
+from tests.harness.processes import Process
+from tests.harness.taps import Recorder
+from tests.harness.waiting import until
+from tests.system.test_wiretap import DEV, intercepting, shop, talking  # noqa: F401 - a fixture
+
+DOCS = Path(__file__).parents[2] / "docs"
+TURNS = 5
+MINE = ("--http-header", "=".join(DEV), "--name", "ada")
+CHANGING = (
+    (r"\d\d:\d\d:\d\d", "TIME"),
+    (r"\b\d+(\.\d+)? (µs|ms|s)\b", "DURATION"),
+    (r"(from|copied) [0-9.]+:\d+", r"\1 CLIENT"),
+    (r"127\.0\.0\.1:\d+", "HANDLER"),
+)
+
+
+def alike(text):
+    """A screen without what differs from run to run."""
+    for pattern, name in CHANGING:
+        text = re.sub(pattern, name, text)
+    return text.splitlines()
+
+
+def documented(file, command):
+    """What a document says that a command prints."""
+    block = re.compile(rf"^```\n\$ {re.escape(command)}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    [found] = block.findall((DOCS / file).read_text())
+    return found
+
+
+@pytest.fixture
+def running(shop, tmp_path):  # noqa: F811 - the fixture
+    """A function that starts a command as a document writes it, with what a local daemon needs, until the test ends."""
+    begun = []
+
+    def start(command):
+        while begun:
+            begun.pop().stop()
+        words = [SIDESTEP, *command.split()[1:], "--socket", shop.node.socket]
+        process = Process(words, log=tmp_path / "err", stdout=tmp_path / "out")
+        begun.append(process)
+        until(lambda: "Ctrl-C ends it" in process.output(), within=20, what=lambda: process.output() + process.text())
+        return process
+
+    yield start
+    for process in begun:
+        process.stop()
+
+
+def wait_lines(process, count):
+    """What was printed, once it has so many lines, but for those of a pod that was not ready yet."""
+
+    def printed():
+        return [line for line in process.output().splitlines() if not line.endswith(" is pending.")]
+
+    until(lambda: len(printed()) >= count, within=20, what=process.output)
+    return "\n".join(printed())
+
+
+def assert_shown(file, command, run):
+    """What `run` has printed is in the document. A busy machine takes longer than a line waits for its answer: once
+    more then."""
+    for _ in range(TURNS):
+        printed = run()
+        if "not answered yet" not in printed:
+            break
+    assert alike(printed) == alike(documented(file, command))
+
+
+def test_flows(shop, running):  # noqa: F811 - the fixture
+    command = "sidestep flows orders -n shop --http-path-prefix /api/"
+
+    def run():
+        flows = running(command)
+        with talking(shop, scene.TLS_PORT, "h1") as ask:
+            assert ask("/api/carts") == "app"
+            wait_lines(flows, 2)
+            assert ask("/api/orders", body=b'{"cart": 7}') == "app"
+            wait_lines(flows, 3)
+            assert ask("/api/orders", DEV) == "handler"
+            assert ask("/health") == "app"
+        return wait_lines(flows, 4)
+
+    with intercepting(shop, scene.TLS_PORT, *MINE):
+        assert_shown("wiretap.md", command, run)
+
+
+def test_wiretap(shop, running):  # noqa: F811 - the fixture
+    command = "sidestep wiretap orders -n shop --port 9000:https --http-method POST --plaintext"
+
+    def run():
+        with Recorder() as recorder:
+            wiretap = running(command.replace("9000", str(recorder.port)))
+            with talking(shop, scene.TLS_PORT, "h1") as ask:
+                assert ask("/api/carts") == "app"
+                assert ask("/api/orders", body=b'{"cart": 7}') == "app"
+            assert [each.path for each in recorder.wait(1)] == ["/api/orders"]
+            return wait_lines(wiretap, 2)
+
+    with intercepting(shop, scene.TLS_PORT, *MINE):
+        assert_shown("wiretap.md", command, run)
