@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.harness.namespaces import PodNamespace
-from tests.harness.node import SIDESTEP, Node
+from tests.harness import manifests
+from tests.harness.namespaces import PodNamespace, pod_namespace
+from tests.harness.node import SIDESTEP, Node, node
 from tests.harness.processes import Process, child
 from tests.harness.waiting import until
 
 _numbers = itertools.count(1)
-
 WAITS = [sys.executable, "-S", "-c", "import sys; print(1, flush=True); sys.stdin.read()"]
 
 
@@ -46,6 +46,33 @@ def dns_server(space: PodNamespace, folder: Path, *options: str) -> Iterator[Pro
             what=lambda: f"dnsmasq\n{server.text()}",
         )
         yield server
+
+
+SEARCH = "shop.svc.cluster.test svc.cluster.test cluster.test"
+
+
+@contextlib.contextmanager
+def orders(folder: Path, *records: str) -> Iterator[tuple[PodNamespace, Node]]:
+    """Pod shop/orders, whose resolver is in the client's namespace, where the services are; and its node's daemon.
+
+    The resolver knows `db`, at the client's address, and `records` (options of dnsmasq), and that there is nothing else
+    in .test and .pay.
+    """
+    with pod_namespace() as space:
+        resolv_conf, hosts = folder / "resolv.conf", folder / "hosts"
+        resolv_conf.write_text(f"nameserver {space.client_ip}\nsearch {SEARCH}\noptions ndots:5\n")
+        hosts.write_text(f"127.0.0.1 localhost\n{space.client_ip} aliased\n{space.ip} orders-1\n")
+        known = [f"--address=/db.shop.svc.cluster.test/{space.client_ip}", "--local=/test/", "--local=/pay/", *records]
+        with (
+            main_process(space, resolv_conf=resolv_conf, hosts=hosts) as process,
+            dns_server(space, folder, *known),
+            node(folder) as daemon,
+        ):
+            stated = {"sidestep.dev/pid": str(process.pid)}
+            port = manifests.container_port(8080, "http")
+            daemon.write("pod.yaml", manifests.pod("orders", space, annotations=stated, ports=[port]))
+            until(lambda: daemon.get("/v1/workloads"), within=10, what="the pod")
+            yield space, daemon
 
 
 class Connection:
@@ -79,3 +106,10 @@ def connect(daemon: Node, folder: Path, *words: str) -> Iterator[Connection]:
         until(lambda: not process.running or "NO_PROXY" in found.urls, within=30, what=lambda: found.said)
         assert process.running, found.said
         yield found
+
+
+def curl(proxy: str, url: str, *options: str) -> tuple[int, str, str]:
+    """curl through a proxy; (exit status, body, what it said)."""
+    command = ["curl", "-sS", "--max-time", "40", "--noproxy", "", "-x", proxy, *options, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr

@@ -7,43 +7,15 @@ import subprocess
 
 import pytest
 
-from tests.harness import manifests
-from tests.harness.namespaces import pod_namespace
-from tests.harness.node import SIDESTEP, node
+from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server, http_app
-from tests.harness.pod_world import connect, dns_server, main_process
-from tests.harness.waiting import until
-
-SEARCH = "shop.svc.cluster.test svc.cluster.test cluster.test"
+from tests.harness.pod_world import connect, curl, orders
 
 
 @pytest.fixture
 def pod(tmp_path):
-    """A pod whose resolver is in the client's namespace, where the services are; and the daemon of its node."""
-    with pod_namespace() as space:
-        resolv_conf, hosts = tmp_path / "resolv.conf", tmp_path / "hosts"
-        resolv_conf.write_text(f"nameserver {space.client_ip}\nsearch {SEARCH}\noptions ndots:5\n")
-        hosts.write_text(f"127.0.0.1 localhost\n{space.client_ip} aliased\n{space.ip} orders-1\n")
-        records = ["--address=/db.shop.svc.cluster.test/" + space.client_ip, "--local=/test/", "--local=/pay/"]
-        with (
-            main_process(space, resolv_conf=resolv_conf, hosts=hosts) as process,
-            dns_server(space, tmp_path, *records),
-            node(tmp_path) as daemon,
-        ):
-            stated = {"sidestep.dev/pid": str(process.pid)}
-            document = manifests.pod(
-                "orders", space, annotations=stated, ports=[manifests.container_port(8080, "http")]
-            )
-            daemon.write("pod.yaml", document)
-            until(lambda: daemon.get("/v1/workloads"), within=10, what="the pod")
-            yield space, daemon
-
-
-def curl(proxy, url, *options):
-    """curl through a proxy; (exit status, body, what it said)."""
-    command = ["curl", "-sS", "--max-time", "40", "--noproxy", "", "-x", proxy, *options, url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr
+    with orders(tmp_path) as found:
+        yield found
 
 
 def test_a_command_reaches_by_name_what_only_the_pod_reaches(pod):

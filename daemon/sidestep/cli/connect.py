@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import click
@@ -31,8 +32,7 @@ from sidestep.laptop.pod_access import PodAccess
     metavar="PORT",
     help="Port of 127.0.0.1 to listen on. [default: a free one]",
 )
-@click.option("--allow-loopback", is_flag=True, help="Also to the pod's own loopback and addresses.")
-@world_options
+@partial(world_options, connects=True)
 @namespace_option
 @click.option("--pod", type=POD_NAME, default="", metavar="POD", help="Only this pod of the workload.")
 @backend_options
@@ -40,7 +40,6 @@ def connect(
     workload: str,
     command: tuple[str, ...],
     listen: int,
-    allow_loopback: bool,
     world: Wanted,
     namespace: str | None,
     pod: str,
@@ -65,8 +64,9 @@ def connect(
     """
     namespace = namespace_for(backend, namespace)
     workload = resolve_service(backend, namespace, workload)
-    allow = ("network", *world.allow)
-    spec = access_spec(namespace, workload, *allow, pod=pod, container=world.container, allow_loopback=allow_loopback)
+    spec = access_spec(
+        namespace, workload, *world.allow, pod=pod, container=world.container, allow_loopback=world.allow_loopback
+    )
     with folder_for(world) as folder:
         return asyncio.run(during(backend, spec, lambda access: _serve(access, listen, command, world, folder)))
 

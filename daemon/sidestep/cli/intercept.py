@@ -104,8 +104,9 @@ def intercept(**words: Any) -> int:
 
     With --env, CMD gets the variables that the pod's container was started with, too; --env-file and --env-json write
     them to a file, as well, which only you may read. Of a name that you have, too, the pod's variable wins, except
-    where it says where things are in the container (PATH, HOME, LD_* and the like): include those by name. In a cluster
-    this needs ClusterRole sidestep-pod-access, a right as strong as pods/exec.
+    where it says where things are in the container (PATH, HOME, LD_* and the like): include those by name. With
+    --outbound CMD finds a proxy in ALL_PROXY, HTTP_PROXY and HTTPS_PROXY whose connections the pod makes, as those of
+    `sidestep connect`. In a cluster both need ClusterRole sidestep-pod-access, a right as strong as pods/exec.
 
     With --files, CMD finds a copy of what is mounted in the pod's container (--files-path: of what you name) in the
     folder SIDESTEP_ROOT, which is removed in the end; --files-to keeps it. It takes the same right.
@@ -250,7 +251,15 @@ def _world(wanted: Wanted | None, backend: Backend, namespace: str, workload: st
     """Return what fetches the pod's world; None where nothing of it is wanted."""
     if wanted is None or not wanted.allow:
         return None
-    return World(backend, access_spec(namespace, workload, *wanted.allow, pod=pod, container=wanted.container), wanted)
+    spec = access_spec(
+        namespace,
+        workload,
+        *wanted.allow,
+        pod=pod,
+        container=wanted.container,
+        allow_loopback=wanted.allow_loopback,
+    )
+    return World(backend, spec, wanted)
 
 
 def _handler(settings: HandlerSettings, takers: Sequence[Callable[[CopiedRequest], None]]) -> Handler:

@@ -143,6 +143,10 @@ class Wanted:
     paths: tuple[str, ...] = ()
     folder: Path | None = None
     """Where the copy is; None: in a folder that is removed in the end."""
+    outbound: bool = False
+    """Connections through the pod."""
+    allow_loopback: bool = False
+    """Also to the pod's own loopback."""
 
     @property
     def files(self) -> bool:
@@ -158,14 +162,18 @@ class Wanted:
     def allow(self) -> tuple[Allowed, ...]:
         """The rights that it takes."""
         environment: tuple[Allowed, ...] = ("environment",) if self.environment else ()
-        return (*environment, "files") if self.files else environment
+        files: tuple[Allowed, ...] = ("files",) if self.files else ()
+        network: tuple[Allowed, ...] = ("network",) if self.outbound else ()
+        return (*environment, *files, *network)
 
     def check(self) -> None:
         """Raise click.UsageError for options without the one that they belong to, ConfigurationError for files."""
         if not self.environment and (self.include or self.exclude):
             raise click.UsageError("--env-include and --env-exclude belong to --env, --env-file or --env-json")
         if not self.allow and self.container:
-            raise click.UsageError("--container belongs to --env, --env-file, --env-json or --files")
+            raise click.UsageError("--container belongs to --env, --env-file, --env-json, --files or --outbound")
+        if self.allow_loopback and not self.outbound:
+            raise click.UsageError("--allow-loopback belongs to --outbound")
         check_paths(self.paths)
         if self.folder is not None:
             FileSnapshot(self.folder, DEFAULT_FILES).check()
@@ -186,12 +194,26 @@ class World:
     wanted: Wanted
 
     async def run(self, ready: asyncio.Future[Mapping[str, str]]) -> None:
-        """As foreground.World.run. The access ends once everything has been fetched."""
+        """As foreground.World.run. The access ends once everything has been fetched, unless connections need it."""
         with folder_for(self.wanted) as folder:
+            if self.wanted.outbound:
+                await during(self.backend, self.spec, lambda access: self._hold(access, folder, ready))
+                return
             found = await during(self.backend, self.spec, lambda access: fetch_world(access, self.wanted, folder))
             if not ready.done():
                 ready.set_result(found)
             await asyncio.Event().wait()
+
+    async def _hold(self, access: PodAccess, folder: Path | None, ready: asyncio.Future[Mapping[str, str]]) -> None:
+        """Let the command connect through the pod until cancelled."""
+        from sidestep.laptop.outbound.server import OutboundProxy  # most intercepts do without
+
+        found = await fetch_world(access, self.wanted, folder)
+        async with OutboundProxy(access, tell=tell) as proxy:
+            tell(f"Connections through 127.0.0.1:{proxy.urls.port} are made by pod {await access.pod()}.")
+            if not ready.done():
+                ready.set_result(found | proxy.urls.variables())
+            await proxy.failed()
 
 
 @contextlib.contextmanager
@@ -227,8 +249,8 @@ async def _fetch_variables(access: PodAccess, wanted: Wanted) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, value in inherited.items()}
 
 
-def world_options(command: F) -> F:
-    """Add the options of `Wanted`; the command receives one `world`."""
+def world_options(command: F, *, connects: bool = False) -> F:
+    """Add the options of `Wanted`; the command receives one `world`. `connects`: it has connections in any case."""
 
     def choosing(
         *arguments: Any,
@@ -241,17 +263,34 @@ def world_options(command: F) -> F:
         files: bool,
         files_path: tuple[str, ...],
         files_to: Path | None,
+        allow_loopback: bool,
+        outbound: bool = connects,
         **rest: Any,
     ) -> Any:
         kept = files_to.absolute() if files_to is not None else None
-        wanted = Wanted(env, env_file, env_json, env_include, env_exclude, container, files, files_path, kept)
+        wanted = Wanted(
+            env,
+            env_file,
+            env_json,
+            env_include,
+            env_exclude,
+            container,
+            files,
+            files_path,
+            kept,
+            outbound,
+            allow_loopback,
+        )
         wanted.check()
         return command(*arguments, world=wanted, **rest)
 
     choosing.__name__, choosing.__doc__ = command.__name__, command.__doc__
     choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]
+    through_pod = click.option("--outbound", is_flag=True, help="CMD connects through the pod (PodAccess).")
     for option in (
         container_option,
+        click.option("--allow-loopback", is_flag=True, help="Connections to the pod's own loopback, too."),
+        *(() if connects else (through_pod,)),
         click.option(
             "--files-to", type=FilePath(), metavar="DIR", help="Copy files to this new folder, which is not removed."
         ),

@@ -41,6 +41,8 @@ from sidestep.model.text import harmless
 from sidestep.tunnel.pump import pump
 
 MAX_CLIENTS: Final = 1024
+MAX_CONNECTING: Final = 256
+"""Of these, clients for whom the pod is asked at once: with more, all of them would come near the deadline."""
 ASKING: Final = 10.0
 """Seconds."""
 BACKLOG: Final = 1024
@@ -95,6 +97,7 @@ class OutboundProxy:
         self._password = secrets.token_urlsafe(18)
         self._tasks = Tasks("outbound proxy")
         self._room = asyncio.Semaphore(MAX_CLIENTS)
+        self._connecting = asyncio.Semaphore(MAX_CONNECTING)
         self._listener: socket.socket | None = None
         self._may_tell = float(TOLD_AT_ONCE)
         self._told = 0.0
@@ -170,7 +173,8 @@ class OutboundProxy:
             await UdpAssociation(self._access, client, tell=self._refused).run()
             return
         try:
-            granted = await self._access.connect(place.host, place.port)
+            async with self._connecting:
+                granted = await self._access.connect(place.host, place.port)
         except SidestepError as error:
             self._refused(place, error)
             await socks5.reply(client, Reply.FAILED)
@@ -190,7 +194,8 @@ class OutboundProxy:
             await client.say(http_proxy.refusal(error.status, str(error)))
             return
         try:
-            granted = await self._access.connect(asked.place.host, asked.place.port)
+            async with self._connecting:
+                granted = await self._access.connect(asked.place.host, asked.place.port)
         except SidestepError as error:
             self._refused(asked.place, error)
             await client.say(http_proxy.refusal(502, str(error)))

@@ -77,3 +77,20 @@ def test_all_who_may_have_sent_count():
     anywhere = " 3: 00000000:9656 00000000:0000 07 0:0 0:0 0 8 0 9 2\n"
     assert udp_users([HEAD + rows], CLIENT) == {"5"}
     assert udp_users([HEAD + rows + anywhere], CLIENT) == {"5", "8"}
+
+
+def test_where_one_question_cannot_be_asked_the_tables_tell(monkeypatch):
+    with connected(socket.AF_INET, "127.0.0.1") as (client, accepted):
+        ends = client.getsockname(), accepted.getsockname()
+        assert local_user._asked(*ends) == str(os.geteuid())
+
+        def refused(*_ends):
+            raise PermissionError
+
+        monkeypatch.setattr(local_user, "_asked", refused)
+        assert is_ours(accepted)
+    with pytest.raises(OSError, match="does not tell"):
+        local_user_asked(*ends)
+
+
+local_user_asked = local_user._asked
