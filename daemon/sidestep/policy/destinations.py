@@ -38,9 +38,10 @@ _RESERVED: Final = IPv4Network("240.0.0.0/4")
 _COMPATIBLE: Final = IPv6Network("::/96")  # RFC 4291 section 2.5.5.1
 _TRANSLATED: Final = (
     IPv6Network("64:ff9b::/96"),  # RFC 6052
-    IPv6Network("64:ff9b:1::/48"),  # RFC 8215
     IPv6Network("::ffff:0:0:0/96"),  # RFC 2765: stateless translation
 )
+_LOCALLY_TRANSLATED: Final = IPv6Network("64:ff9b:1::/48")
+"""RFC 8215: the prefix within it may have any length of RFC 6052 section 2.2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,9 @@ class Destinations:
         """
         if isinstance(address, IPv6Address) and address.scope_id is not None:
             return "it has a zone, so it is a link-local address"
-        reasons = (self._refusal(each, is_local=is_local, allow=allow_loopback) for each in _forms(address))
+        reasons = (
+            self._refusal(each, is_local=is_local, allow=allow_loopback) for each in (address, *_carried(address))
+        )
         return next(filter(None, reasons), "")
 
     def _refusal(self, address: Address, *, is_local: bool, allow: bool) -> str:
@@ -88,18 +91,24 @@ def _within(address: Address, networks: Sequence[Network]) -> bool:
     return any(address.version == each.version and address in each for each in networks)
 
 
-def _forms(address: Address) -> tuple[Address, ...]:
-    carried = _carried(address) if isinstance(address, IPv6Address) else None
-    return (address,) if carried is None else (address, carried)
-
-
-def _carried(address: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address inside an IPv6 one: mapped, compatible, translated, or of 6to4."""
+def _carried(address: Address) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 addresses that may be inside an IPv6 one: mapped, compatible, translated, or of 6to4."""
+    if isinstance(address, IPv4Address):
+        return ()
     if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
+        return (address.ipv4_mapped,)
     if address.sixtofour is not None:
-        return address.sixtofour
+        return (address.sixtofour,)
     is_compatible = address in _COMPATIBLE and int(address) > 1  # not :: and not ::1
     if is_compatible or any(address in each for each in _TRANSLATED):
-        return IPv4Address(int(address) & 0xFFFFFFFF)
-    return None
+        return (IPv4Address(int(address) & 0xFFFFFFFF),)
+    if address in _LOCALLY_TRANSLATED:
+        return tuple(each for each in _embedded(int(address)) if each not in _THIS_NETWORK)
+    return ()
+
+
+def _embedded(value: int) -> tuple[IPv4Address, ...]:
+    """Return what RFC 6052 section 2.2 puts behind prefixes of 48, 56, 64 and 96 bits; bits 64 to 71 are zero."""
+    by_48 = (value >> 64 & 0xFFFF) << 16 | value >> 40 & 0xFFFF
+    by_56 = (value >> 64 & 0xFF) << 24 | value >> 32 & 0xFFFFFF
+    return tuple(map(IPv4Address, (by_48, by_56, value >> 24 & 0xFFFFFFFF, value & 0xFFFFFFFF)))

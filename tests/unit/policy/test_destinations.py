@@ -16,7 +16,20 @@ def refusal(text, **given):
     return NODE.refusal(ip_address(text), **{"is_local": False, "allow_loopback": False} | given)
 
 
-@pytest.mark.parametrize("text", ["10.0.0.1", "8.8.8.8", "172.16.3.4", "2600::1", "fd12::1", "100.64.0.1", "192.0.0.8"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10.0.0.1",
+        "8.8.8.8",
+        "172.16.3.4",
+        "2600::1",
+        "fd12::1",
+        "100.64.0.1",
+        "192.0.0.8",
+        "64:ff9b:1::8.8.8.8",
+        "64:ff9b:1:808:8:800::",
+    ],
+)
 def test_what_is_permitted(text):
     assert refusal(text) == ""
 
@@ -37,7 +50,8 @@ def test_what_is_permitted(text):
         ("ff02::1", RESERVED), ("::ffff:224.0.0.1", RESERVED),
         ("192.0.2.10", "the node's own"), ("2001:470::1", "the node's own"), ("::ffff:192.0.2.10", "the node's own"),
         ("203.0.113.9", "outbound-deny"), ("2001:db8::7", "outbound-deny"), ("::ffff:203.0.113.9", "outbound-deny"),
-        ("64:ff9b::203.0.113.9", "outbound-deny"),
+        ("64:ff9b::203.0.113.9", "outbound-deny"), ("64:ff9b:1:a9fe:a9:fe00::", LINK),
+        ("64:ff9b:1:a9:fe:a9fe::", LINK), ("64:ff9b:1::a9:fea9:fe00:0", LINK), ("64:ff9b:1:7f00:0:100::", LOOPBACK),
     ],
 )  # fmt: skip
 def test_what_is_refused(text, reason):

@@ -126,10 +126,31 @@ class Connecting:
 
 
 def _is_local(address: Address) -> bool:
-    """Whether the kernel delivers to an address within this network namespace. Raises OSError: there is no route."""
+    """Whether the kernel delivers to an address within this network namespace. Raises OSError: there is no route.
+
+    To most of its own addresses it sends from that very address. To others, such as a second address of the same
+    network, it sends from another one, but it lets a socket have them.
+    """
     with socket.socket(_family(address), socket.SOCK_DGRAM) as sock:
         sock.connect((str(address), _DISCARD))
-        return address_of(sock.getsockname()[0]) == address
+        if address_of(sock.getsockname()[0]) == address:
+            return True
+    if address.version == 4 or address.ipv4_mapped is not None:
+        other: Address = IPv4Address("198.51.100.1")
+        if address.version == 6:
+            other = IPv6Address(f"::ffff:{other}")
+    else:
+        other = IPv6Address("100::1")
+    return _may_have(address) and not _may_have(other)  # with ip_nonlocal_bind (ip_sysctl) a socket may have any
+
+
+def _may_have(address: Address) -> bool:
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((str(address), 0))
+        except OSError:
+            return False
+        return True
 
 
 def _family(address: Address) -> int:
