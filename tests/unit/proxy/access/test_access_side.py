@@ -16,6 +16,7 @@ from sidestep.proxy.access import access_side, connecting, datagram_relay, resol
 from sidestep.proxy.access.access_side import AccessSide
 from sidestep.proxy.control.messages import Dial, Dialed, UseNetwork
 from sidestep.proxy.io.splice import Pipes
+from sidestep.proxy.io.stream import PLAIN_READ
 from tests.unit.proxy.access.name_server import NameServer
 from tests.unit.proxy.looping import stepped
 
@@ -296,6 +297,17 @@ def test_flows_end_when_idle_and_survive_a_port_where_nobody_is(pod, monkeypatch
         assert len(pod.side) == 1
         pod.wait(lambda: len(pod.side) == 0)
         assert hung_up(ours)
+
+
+def test_many_small_datagrams_are_taken_a_few_at_a_time(pod):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        there.bind(("127.0.0.1", 0))
+        with pod.dial("127.0.0.1", there.getsockname()[1], "udp") as ours:
+            assert pod.outcome() == ""
+            [outgoing] = pod.side._present
+            ours.sendall(capsules.encode(b"") * 30_000)
+            pod.wait(lambda: outgoing._stream.full < PLAIN_READ)
+            pod.wait(lambda: not select.select([outgoing._stream.fd], [], [], 0)[0])
 
 
 def test_what_is_no_capsule_ends_the_flow(pod):
