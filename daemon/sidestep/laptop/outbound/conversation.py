@@ -6,15 +6,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
+import struct
 from typing import Final
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import PeerError
 from sidestep.tunnel.channel import SocketChannel
 
 MAX_HEAD: Final = 64 * 1024
 """Bytes of the head of an HTTP request."""
+PARTING: Final = 2.0
+"""Seconds for which a client that has had its answer is read from."""
 _READ: Final = 64 * 1024
+_RESET: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+"""A `struct linger`: on, for 0 s."""
 
 
 class Conversation:
@@ -24,6 +32,7 @@ class Conversation:
         self.sock = sock
         self.rest = b""
         """What was read and not used."""
+        self._broken = False
 
     async def exactly(self, size: int) -> bytes:
         """Return so many bytes. Raises PeerError at the end."""
@@ -59,6 +68,23 @@ class Conversation:
         except OSError as error:
             raise PeerError("the client has gone") from error
 
+    def abort(self) -> None:
+        """Have the client see a reset, and no end, when its socket is closed."""
+        self._broken = True
+        with contextlib.suppress(OSError):  # it has gone
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    async def part(self) -> None:
+        """End this side, and read on until the client has ended its own: the close of a socket with unread bytes is a
+        reset, by which a client loses an answer that it has not read (RFC 9112 section 9.6)."""
+        if self._broken or self.sock.fileno() < 0:
+            return
+        with contextlib.suppress(PeerError, OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+            async with time_limit(PARTING):
+                while await self._receive():
+                    pass
+
     async def _more(self) -> None:
         data = await self._receive()
         if not data:
@@ -67,6 +93,7 @@ class Conversation:
 
     async def _receive(self) -> bytes:
         try:
+            await asyncio.sleep(0)  # sock_recv does not yield while bytes are available
             return await asyncio.get_running_loop().sock_recv(self.sock, _READ)
         except OSError as error:
             raise PeerError("the client has gone") from error

@@ -108,6 +108,8 @@ def _forwarded(event: h11.Request, found: re.Match[bytes]) -> h11.Request:
     host = b"[" + found[1] + b"]" if found[1] else found[2]
     fields = [(b"Host", host + (b":" + found[3] if found[3] else b""))]
     dropped = _OURS | named
+    if any(name == b"transfer-encoding" for name, _ in event.headers):
+        dropped |= {b"content-length"}  # it does not count then, and must not be sent on (RFC 9112 section 6.3)
     fields += [(name, value) for name, value in event.headers.raw_items() if name.lower() not in dropped]
     fields.append((b"Connection", b"close"))
     try:

@@ -13,6 +13,7 @@ Invariants
   * At most MAX_CLIENTS clients at once: others wait in the listener's queue.
   * Closing the proxy ends them all.
   * A client that goes away, or breaks the rules, ends its own connection only.
+  * A client that has been answered is read from until it ends, PARTING seconds at most, so that it gets the answer.
 """
 
 from __future__ import annotations
@@ -147,7 +148,6 @@ class OutboundProxy:
                 self._room.release()
                 raise
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = self._tasks.start(self._client(sock), name="client")
             task.add_done_callback(lambda _, sock=sock: self._over(sock))  # type: ignore[misc]  # the default binds it
 
@@ -157,10 +157,12 @@ class OutboundProxy:
 
     async def _client(self, sock: socket.socket) -> None:
         client = Conversation(sock)
-        with contextlib.suppress(PeerError, TimeoutError):
+        with contextlib.suppress(PeerError, OSError):  # TimeoutError is one, and so is that no descriptor is left
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with time_limit(ASKING):
                 first = await client.peek()
             await (self._socks if first == socks5.VERSION else self._http)(client)
+        await client.part()
 
     # --- SOCKS5 -----------------------------------------------------------------------------------------------------
 
@@ -220,12 +222,17 @@ class OutboundProxy:
                     pass  # a second request, which has to come in a connection of its own
                 await stream.write_eof()
             except PeerError:
-                stream.reset()
+                if not stream.over:  # else the server broke off, maybe after an answer, which is still to be read
+                    stream.reset()
 
         async with Tasks("request") as tasks:
             tasks.start(upward(), name="upward")
-            while data := await stream.read():
-                await client.say(data)
+            try:
+                while data := await stream.read():
+                    await client.say(data)
+            except PeerError:
+                client.abort()
+                raise
 
     # --- refusals ---------------------------------------------------------------------------------------------------
 

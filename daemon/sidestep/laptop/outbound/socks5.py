@@ -88,7 +88,12 @@ async def request(client: Conversation) -> tuple[Command, Place]:
     if size is None:
         await reply(client, Reply.ADDRESS_UNKNOWN)
         raise PeerError("a client asks for a kind of address that is unknown")
-    place = _place(kind, await client.exactly(size), await client.exactly(2))
+    host, port = await client.exactly(size), await client.exactly(2)
+    try:
+        place = _place(kind, host, port)
+    except PeerError:
+        await reply(client, Reply.FAILED)
+        raise
     try:
         command = Command(code)
     except ValueError as error:

@@ -30,6 +30,7 @@ class Stream:
         self.ended = asyncio.Event()
         self.over = False
         self.was_reset = False
+        self.breaks = self.refused = False
         self._broken = asyncio.get_running_loop().create_future()
         self._incoming = asyncio.Queue()
 
@@ -37,10 +38,14 @@ class Stream:
         self._incoming.put_nowait(data)
 
     async def read(self):
-        return await self._incoming.get()
+        data = await self._incoming.get()
+        if isinstance(data, PeerError):
+            raise data
+        return data
 
     async def write(self, data):
-        if self.was_reset:
+        self.refused = self.breaks
+        if self.was_reset or self.breaks:
             raise PeerError("reset")
         self.written += data
 
@@ -173,9 +178,9 @@ async def test_addresses_of_both_kinds_byte_by_byte():
         (HELLO + b"\x05\x01\x00\x02\x0a\0\0\x01\0\x50", b"\x05\0\x05\x08"),
         (HELLO + b"\x05\x01\x00\x01\x0a\0\0\x01\0\0", b"\x05\0\x05\x01"),
         (HELLO + b"\x05\x01\x01\x01\x0a\0\0\x01\0\x50", b"\x05\0"),
-        (HELLO + b"\x05\x01\x00\x03\x00\0\x50", b"\x05\0"),
+        (HELLO + b"\x05\x01\x00\x03\x00\0\x50", b"\x05\0\x05\x01"),
         (HELLO + b"\x05\x01\x00\x03\x03a\nb\0\x50", b"\x05\0"),
-        (HELLO + b"\x05\x01\x00\x03\x03a\xffb\0\x50", b"\x05\0"),
+        (HELLO + b"\x05\x01\x00\x03\x03a\xffb\0\x50", b"\x05\0\x05\x01"),
     ],
 )
 @asynchronous
@@ -295,6 +300,84 @@ async def test_a_refusal_is_answered_and_told_but_not_without_end():
     assert told[0].startswith("No connection to db:80: the pod knows no host db")
     assert "\x1b" not in told[0]
     assert len(told) < 45
+
+
+@asynchronous
+async def test_a_refusal_is_read_even_by_a_client_that_sends_on():
+    pod = Pod()
+    pod.refuses = "no"
+    async with proxy(pod) as found:
+        for start in (
+            b"POST http://db/ HTTP/1.1\r\nHost: db\r\nContent-Length: 500000\r\n\r\n",
+            b"POST / HTTP/1.0\r\n\r\n",
+        ):
+            reader, writer = await client(found)
+            writer.write(start + b"x" * 500_000)
+            await writer.drain()
+            answer = await asyncio.wait_for(reader.read(), 20)
+            assert answer.startswith((b"HTTP/1.1 502 ", b"HTTP/1.1 400 "))
+            assert int(answer.partition(b"Content-Length: ")[2].split()[0]) == len(answer.partition(b"\r\n\r\n")[2])
+
+
+@asynchronous
+async def test_an_answer_that_breaks_off_is_no_end():
+    pod = Pod()
+    async with proxy(pod) as found:
+        reader, writer = await client(found)
+        writer.write(b"GET http://db/ HTTP/1.1\r\nHost: db\r\n\r\n")
+        await eventually(lambda: pod.granted and pod.granted[0].stream.written)
+        stream = pod.granted[0].stream
+        stream.answers(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+        assert (await said(reader, 23)).endswith(b"half")
+        stream.answers(PeerError("reset"))
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), 20)
+
+
+@asynchronous
+async def test_an_answer_before_the_whole_request_was_taken():
+    pod = Pod()
+    async with proxy(pod) as found:
+        reader, writer = await client(found)
+        writer.write(b"POST http://db/ HTTP/1.1\r\nHost: db\r\nContent-Length: 9\r\n\r\n")
+        await eventually(lambda: pod.granted and pod.granted[0].stream.written)
+        stream = pod.granted[0].stream
+        stream.breaks = stream.over = True
+        writer.write(b"some")
+        await eventually(lambda: stream.refused)
+        stream.answers(b"HTTP/1.1 413 Too Large\r\n\r\n")
+        assert (await said(reader, 26)).startswith(b"HTTP/1.1 413 ")
+        assert not stream.was_reset
+        stream.answers(b"")
+        assert await rest(reader) == b""
+
+
+@asynchronous
+async def test_a_length_beside_chunks_is_not_sent_on():
+    pod = Pod()
+    async with proxy(pod) as found:
+        _, writer = await client(found)
+        fields = b"Host: db\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(b"POST http://db/ HTTP/1.1\r\n" + fields + b"2\r\nab\r\n0\r\n\r\n")
+        await eventually(lambda: pod.granted and pod.granted[0].stream.written.endswith(b"0\r\n\r\n"))
+        assert b"ontent-" not in pod.granted[0].stream.written
+
+
+@asynchronous
+async def test_an_error_of_one_client_ends_no_other(monkeypatch):
+    def out_of_descriptors(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    pod = Pod()
+    async with proxy(pod) as found:
+        reader, writer = await client(found)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "UdpAssociation", out_of_descriptors)
+            writer.write(HELLO + b"\x05\x03\x00\x01\0\0\0\0\0\0")
+            assert await rest(reader) == b"\x05\0"
+        reader, writer = await client(found)
+        writer.write(HELLO)
+        assert await said(reader, 2) == b"\x05\0"
 
 
 @asynchronous
