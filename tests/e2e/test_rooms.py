@@ -66,4 +66,4 @@ def test_a_room_that_stays_is_joined_and_ends_with_process_1(root, tmp_path):
             [sleeping] = until(lambda: children(joined.pid), within=10, what="the command")
             process.kill()
             until(lambda: not alive(sleeping), within=10, what="the command to end with the room")
-        assert not alive(first)
+        until(lambda: not alive(first), within=10, what="process 1 to end")
