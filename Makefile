@@ -112,10 +112,12 @@ debian13: $(VENV)/.stamp ## The same targets in a Debian 13 root that debootstra
 soak: setup ## Half an hour of traffic at the limits of a port, and while everything of ours is killed in turn (needs root; SOAK=--fail: under a policy that fails closed)
 	@$(BIN)/python -m tests.soak $(SOAK)
 
+# E2E="tests/e2e/test_absence.py tests/e2e/test_faults.py": a selection.
+E2E := tests/e2e
 .PHONY: e2e
 e2e: DEBIAN += $(DEBIAN_E2E)
 e2e: setup ## Test on a real Kubernetes node, built from Debian's sources and booted in namespaces (needs root)
-	@$(PYTEST) tests/e2e $(AGAIN)
+	@$(PYTEST) $(E2E) $(AGAIN)
 
 .PHONY: e2e-kind
 e2e-kind: DEBIAN += $(DEBIAN_E2E)
