@@ -90,7 +90,7 @@ def _build(home: Path) -> None:
     room = replace(room, directory=f"/work/{source.name}")
     _generate_schemas(source, room, log)
     cache.step(
-        f"building Kubernetes {VERSION} from Debian's source, once (about 10 minutes on two idle cores)",
+        f"building Kubernetes {VERSION} from Debian's source, once (about 11 minutes on two idle cores)",
         room.run(_SCRIPT, *(f"./cmd/{name}" for name in COMMANDS)),
         log=log,
         within=_BUILD,
