@@ -125,14 +125,18 @@ def conditions(tmp_path_factory):
             # A good port beside them works as ever.
             assert shop.get("/", scene.DEV).served_by == "handler"
             assert shop.get("/").served_by == "app"
-            last = SOURCES[-1][0]
             status = until(
-                lambda: last in (text := sidestep("status", socket=shop.node.socket).stdout) and text,
+                lambda: all_told(sidestep("status", socket=shop.node.socket).stdout),
                 within=10,
                 what=lambda: sidestep("status", socket=shop.node.socket).stdout,
                 every=0.1,
             )
         yield status.splitlines()
+
+
+def all_told(text):
+    """The text if it has every annotation; they are read side by side."""
+    return all(annotation in text for annotation, _, _ in SOURCES) and text
 
 
 def the_line(lines, annotation, value, kind):
