@@ -194,6 +194,7 @@ class PodProxy:
                 process = await self._running()
                 async with self._dialling:
                     if process.told.network != network:
+                        process.told.network = None  # until it has taken it: this caller may give up meanwhile
                         await process.tell(network, doing="take what connections from the pod need")
                         process.told.network = network
                 return await self._dials.make(process, dial)

@@ -2,12 +2,15 @@
 
 import asyncio
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from sidestep.model.errors import RefusedError
+from sidestep.node.proxies.desired import Acknowledged
 from sidestep.node.proxies.dials import Dials
-from sidestep.proxy.control.messages import Dial
+from sidestep.node.proxies.pod_proxy import PodProxy, SupervisorSettings
+from sidestep.proxy.control.messages import Dial, UseNetwork
 from tests.unit.tunnel.ends import asynchronous
 
 WANTED = Dial(0, 0, "db", 5432, "tcp")
@@ -74,3 +77,35 @@ async def test_nothing_is_left_of_one_that_is_not_made(how):
             await asyncio.wait({making})
         assert theirs.recv(1) == b""
         dials.answered(process, stream, "")
+
+
+@asynchronous
+async def test_what_a_process_was_told_by_one_who_gave_up_is_not_taken_for_what_it_was_told_before(monkeypatch):
+    strict, lax = UseNetwork(0, "", "", denied=("10.0.0.0/8",)), UseNetwork(0, "", "")
+    told, began, holds = [], asyncio.Event(), asyncio.Event()
+
+    class Told(Process):
+        told = Acknowledged(network=strict)
+
+        async def tell(self, message, fd=None, *, doing):
+            if not isinstance(message, UseNetwork):
+                raise RefusedError("as far as this goes")
+            told.append(message)
+            began.set()
+            if message is lax:
+                await holds.wait()
+
+    async def running(_self):
+        return process
+
+    process = Told()
+    monkeypatch.setattr(PodProxy, "_running", running)
+    proxy = PodProxy(None, SimpleNamespace(name="orders"), None, SupervisorSettings())
+    giving_up = asyncio.create_task(proxy.dial(WANTED, lax))
+    await began.wait()
+    giving_up.cancel()
+    await asyncio.wait({giving_up})
+    for _ in range(2):
+        with pytest.raises(RefusedError, match="as far as this goes"):
+            await proxy.dial(WANTED, strict)
+    assert told == [lax, strict]
