@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import struct
 from typing import Final
@@ -21,6 +22,7 @@ MAX_HEAD: Final = 64 * 1024
 PARTING: Final = 2.0
 """Seconds for which a client that has had its answer is read from."""
 _READ: Final = 64 * 1024
+_EMPTY_LINE: Final = re.compile(rb"\n\r?\n")
 _RESET: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 """A `struct linger`: on, for 0 s."""
 
@@ -42,12 +44,17 @@ class Conversation:
         return taken
 
     async def head(self) -> bytes:
-        """Return everything to the first empty line, and it. Raises PeerError above MAX_HEAD bytes."""
-        while (end := self.rest.find(b"\r\n\r\n")) < 0:
+        """Return everything to the first empty line, and it. Raises PeerError above MAX_HEAD bytes.
+
+        Lines may end with LF alone (RFC 9112 section 2.2), as they may for h11, which reads them.
+        """
+        searched = 0
+        while (end := _EMPTY_LINE.search(self.rest, searched)) is None:
             if len(self.rest) > MAX_HEAD:
                 raise PeerError(f"the head of a request has more than {MAX_HEAD} bytes")
+            searched = max(0, len(self.rest) - 2)
             await self._more()
-        taken, self.rest = self.rest[: end + 4], self.rest[end + 4 :]
+        taken, self.rest = self.rest[: end.end()], self.rest[end.end() :]
         return taken
 
     async def peek(self) -> int:

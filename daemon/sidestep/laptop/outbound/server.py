@@ -161,7 +161,14 @@ class OutboundProxy:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with time_limit(ASKING):
                 first = await client.peek()
-            await (self._socks if first == socks5.VERSION else self._http)(client)
+            if first == socks5.VERSION:
+                await self._socks(client)
+            elif first == socks5.VERSION_4:
+                await client.say(socks5.REFUSED_4)
+            elif not bytes((first,)).isalpha():  # TLS, for instance
+                await client.say(http_proxy.refusal(400, "this proxy speaks HTTP without TLS, and SOCKS version 5"))
+            else:
+                await self._http(client)
         await client.part()
 
     # --- SOCKS5 -----------------------------------------------------------------------------------------------------

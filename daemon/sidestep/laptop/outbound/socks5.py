@@ -21,6 +21,9 @@ from sidestep.model.errors import PeerError
 from sidestep.protocols.resolver_files import address_of
 
 VERSION: Final = 5
+VERSION_4: Final = 4
+REFUSED_4: Final = b"\0\x5b" + bytes(6)
+"""The answer to a client of SOCKS version 4: refused. It has no way to say why."""
 _NO_METHOD, _NONE, _PASSWORD = 0xFF, 0, 2
 _IPV4, _NAME, _IPV6 = 1, 3, 4
 _NOBODY: Final = b"\x01\0\0\0\0\0\0"

@@ -171,7 +171,7 @@ async def test_addresses_of_both_kinds_byte_by_byte():
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (b"\x04\x01\x00\x50\x0a\0\0\x01\0", None),
+        (b"\x04\x01\x00\x50\x0a\0\0\x01\0", b"\0\x5b\0\0\0\0\0\0"),
         (b"\x05\x00", b"\x05\xff"),
         (b"\x05\x01\x01", b"\x05\xff"),
         (HELLO + b"\x05\x02\x00\x01\x0a\0\0\x01\0\x50", b"\x05\0\x05\x07"),
@@ -233,6 +233,18 @@ async def test_http_connect():
 
 
 @asynchronous
+async def test_what_follows_a_head_with_bare_line_feeds_is_the_tunnels():
+    pod = Pod()
+    async with proxy(pod) as found:
+        _, writer = await client(found)
+        for each in (b"CONNECT db:5432 HTTP/1.1\nHost: db\n", b"\n", b"early\r\n\r\nmore"):
+            writer.write(each)
+            await writer.drain()
+        await eventually(lambda: pod.granted and bytes(pod.granted[0].stream.written) == b"early\r\n\r\nmore")
+    assert pod.asked == [("db", 5432, "tcp")]
+
+
+@asynchronous
 async def test_a_request_with_a_url_is_sent_on_alone():
     pod = Pod()
     async with proxy(pod) as found:
@@ -267,7 +279,9 @@ async def test_a_request_with_a_url_is_sent_on_alone():
         b"CONNECT db HTTP/1.1\r\nHost: db\r\n\r\n",
         b"CONNECT db:1_0 HTTP/1.1\r\nHost: db\r\n\r\n",
         b"CONNECT user@db:80 HTTP/1.1\r\nHost: db\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"\n\nGET http://db/ HTTP/1.1\r\nHost: db\r\n\r\n",
+        b"\xb5GET http://db/ HTTP/1.1\r\nHost: db\r\n\r\n",
         b"GET http://db/ HTTP/1.1\r\nHost : db\r\n\r\n",
         b"GET http://db/ HTTP/1.1\r\nHost: db\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     ],
