@@ -1,4 +1,5 @@
-"""The screens in docs/wiretap.md are those of real runs: the same commands, with a real daemon, print the same.
+"""Screens in docs/wiretap.md and docs/kubernetes.md are those of real runs: the same commands, with a real daemon,
+print the same.
 
 What differs from run to run is replaced on both sides: times, durations, addresses of clients and handlers.
 """
@@ -35,6 +36,13 @@ def alike(text):
     return text.splitlines()
 
 
+def documented_file(file):
+    """The only YAML that a document has a whole file of, `sidestep.yaml`."""
+    block = re.compile(r"^```yaml\n(# yaml-language-server.*?)^```$", re.DOTALL | re.MULTILINE)
+    [found] = block.findall((DOCS / file).read_text())
+    return found
+
+
 def documented(file, command):
     """What a document says that a command prints."""
     block = re.compile(rf"^```\n\$ {re.escape(command)}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -48,24 +56,25 @@ def running(shop, tmp_path):  # noqa: F811 - the fixture
     begun = []
 
     def start(command):
-        while begun:
-            begun.pop().stop()
+        if begun:
+            begun[-1].stop()
         words = [SIDESTEP, *command.split()[1:], "--socket", shop.node.socket]
-        process = Process(words, log=tmp_path / "err", stdout=tmp_path / "out")
+        log = tmp_path / f"{len(begun)}.err"
+        process = Process(words, log=log, stdout=log.with_suffix(".out"))
         begun.append(process)
         until(lambda: "Ctrl-C ends it" in process.output(), within=20, what=lambda: process.output() + process.text())
         return process
 
     yield start
-    for process in begun:
-        process.stop()
+    if begun:
+        begun[-1].stop()
 
 
 def wait_lines(process, count):
-    """What was printed, once it has so many lines, but for those of a pod that was not ready yet."""
+    """What was printed, once it has so many lines, but for those of the time before the pod was ready."""
 
     def printed():
-        return [line for line in process.output().splitlines() if not line.endswith(" is pending.")]
+        return [line for line in process.output().splitlines() if not re.search(r" is pending\.$| waits: ", line)]
 
     until(lambda: len(printed()) >= count, within=20, what=process.output)
     return "\n".join(printed())
@@ -113,3 +122,14 @@ def test_wiretap(shop, running):  # noqa: F811 - the fixture
 
     with intercepting(shop, scene.TLS_PORT, *MINE):
         assert_shown("wiretap.md", command, run)
+
+
+def test_up(shop, running, tmp_path):  # noqa: F811 - the fixture
+    (tmp_path / "sidestep.yaml").write_text(documented_file("kubernetes.md"))
+    (tmp_path / "server.py").write_text("import signal; signal.pause()")
+
+    def run():
+        up = running(f"sidestep up -f {tmp_path / 'sidestep.yaml'}")
+        return "\n".join(sorted(wait_lines(up, 2).splitlines()))
+
+    assert_shown("kubernetes.md", "sidestep up", run)
