@@ -7,8 +7,10 @@ unix socket.
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.by import By
@@ -91,6 +93,12 @@ def wait_count(driver, wanted):
     until(lambda: text(driver, "count") == wanted, within=20, what=lambda: text(driver, "count"))
 
 
+def keep_screen(driver, name):
+    """Keep what the browser shows, if it is asked for: `SCREENS=docs` makes the pictures of the documents."""
+    if "SCREENS" in os.environ:
+        driver.save_screenshot(str(Path(os.environ["SCREENS"]) / name))
+
+
 def wait_detail(driver, wanted):
     """Wait until the pane of details has a text."""
     until(lambda: wanted in text(driver, "detail"), within=20, what=lambda: text(driver, "detail"))
@@ -119,6 +127,10 @@ def test_200_requests_are_searched_opened_saved_and_replayed(orders, loopback, c
         assert f"/{FAILING[0]}?token={FAILING[0]}" in shown
         assert "x-devada" in shown
         assert SECRET not in chromium.page_source
+        chromium.find_element(By.XPATH, "//aside//button[text()='TLS']").click()
+        wait_detail(chromium, scene.HOST)
+        assert "TLSv1.3" in text(chromium, "detail")
+        keep_screen(chromium, "ui.png")
 
         chromium.find_element(By.ID, "search").clear()
         chromium.find_element(By.ID, "search").send_keys(" ")
@@ -175,6 +187,7 @@ def test_a_wiretap_shows_fields_and_bodies_of_what_it_copies(orders, loopback, c
             chromium.find_element(By.ID, "rows").send_keys("j", Keys.ENTER)
             wait_detail(chromium, "x-devada")
             assert SECRET not in chromium.page_source
+            keep_screen(chromium, "wiretap.png")
             for name, shown in (("Body", '{"card": [1, 2]}'), ("JSON", '"card": [\n'), ("Hex", "7b 22 63 61 72 64")):
                 chromium.find_element(By.XPATH, f"//aside//button[text()='{name}']").click()
                 until(
