@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.harness import manifests
@@ -21,14 +22,17 @@ WAITS = [sys.executable, "-S", "-c", "import sys; print(1, flush=True); sys.stdi
 
 
 @contextlib.contextmanager
-def main_process(space: PodNamespace, *, resolv_conf: Path, hosts: Path) -> Iterator[subprocess.Popen[bytes]]:
+def main_process(
+    space: PodNamespace, *, resolv_conf: Path, hosts: Path, variables: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     """The main process of the pod's container, in whose root these files are /etc/resolv.conf and /etc/hosts."""
     script = 'mount --bind "$0" /etc/resolv.conf && mount --bind "$1" /etc/hosts && shift && exec "$@"'
     command = [
         "nsenter", f"--net={space.pod.path}", "--", "unshare", "--mount", "--propagation", "private",
         "sh", "-c", script, str(resolv_conf), str(hosts), *WAITS,
     ]  # fmt: skip
-    with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as found:
+    environment = {**variables, "PATH": os.environ["PATH"]}
+    with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as found:
         assert found.stdout is not None
         assert found.stdout.readline() == b"1\n"
         yield found
@@ -52,11 +56,13 @@ SEARCH = "shop.svc.cluster.test svc.cluster.test cluster.test"
 
 
 @contextlib.contextmanager
-def orders(folder: Path, *records: str) -> Iterator[tuple[PodNamespace, Node]]:
+def orders(
+    folder: Path, *records: str, variables: Mapping[str, str] | None = None
+) -> Iterator[tuple[PodNamespace, Node]]:
     """Pod shop/orders, whose resolver is in the client's namespace, where the services are; and its node's daemon.
 
     The resolver knows `db`, at the client's address, and `records` (options of dnsmasq), and that there is nothing else
-    in .test and .pay.
+    in .test and .pay. `variables` are those of the pod's main process.
     """
     with pod_namespace() as space:
         resolv_conf, hosts = folder / "resolv.conf", folder / "hosts"
@@ -64,7 +70,7 @@ def orders(folder: Path, *records: str) -> Iterator[tuple[PodNamespace, Node]]:
         hosts.write_text(f"127.0.0.1 localhost\n{space.client_ip} aliased\n{space.ip} orders-1\n")
         known = [f"--address=/db.shop.svc.cluster.test/{space.client_ip}", "--local=/test/", "--local=/pay/", *records]
         with (
-            main_process(space, resolv_conf=resolv_conf, hosts=hosts) as process,
+            main_process(space, resolv_conf=resolv_conf, hosts=hosts, variables=variables or {}) as process,
             dns_server(space, folder, *known),
             node(folder) as daemon,
         ):

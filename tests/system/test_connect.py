@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 
+import dns.message
 import pytest
 
 from tests.harness.node import SIDESTEP
@@ -106,3 +108,29 @@ def test_failures_are_told_in_words(pod, tmp_path):
         socks = curl(f"socks5h://127.0.0.1:{one.port}", "http://nowhere.pay/")
         assert socks[0] == 97
         assert "nowhere.pay" in one.said
+
+
+def test_datagrams_reach_the_name_server_that_the_pod_reaches(pod, tmp_path):
+    """A real client of DNS over UDP through SOCKS5, and a real server in another network namespace."""
+    space, daemon = pod
+    with connect(daemon, tmp_path) as one, socket.create_connection(("127.0.0.1", one.port), timeout=30) as control:
+        control.sendall(b"\x05\x01\x00\x05\x03\x00\x01\0\0\0\0\0\0")
+        reply = b""
+        while len(reply) < 12:
+            reply += control.recv(12 - len(reply))
+        assert reply[:6] == b"\x05\0\x05\0\0\x01"
+        question = dns.message.make_query("db.shop.svc.cluster.test", "A")
+        there = b"\0\0\0\x01" + socket.inet_aton(space.client_ip) + b"\0\x35"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            answer = b""
+            for _ in range(5):
+                sock.sendto(
+                    there + question.to_wire(), (socket.inet_ntoa(reply[6:10]), int.from_bytes(reply[10:], "big"))
+                )
+                with contextlib.suppress(TimeoutError):
+                    answer = sock.recv(4096)
+                    break
+        assert answer[:10] == there
+        [record] = dns.message.from_wire(answer[10:]).answer
+        assert [each.address for each in record] == [space.client_ip]
