@@ -107,8 +107,10 @@ def test_require_opens_the_connection_of_a_verified_client_and_refuses_all_other
     shop = requiring
     stranger = Authority("Stranger").issue("ada.test", client=True)
     expired = shop.authority.issue("ada.test", client=True, expired=True)
-    with app(shop, version=version, clients=app_wants) as records, shop.intercept():
+    with app(shop, version=version, clients=app_wants) as records, shop.intercept() as intercept:
         assert asks(shop, certificate=shop.ada, version=version) == ("handler", shop.own_certificate.serial)
+        [told] = until(lambda: intercept.of("request"), within=5, what="the request to be told")
+        assert told["tls_facts"]["client"].endswith("CN=ada.test")
         with connect(shop, certificate=shop.ada, version=version) as client:
             assert client.get().header("x-served-by") == "app"
         until(lambda: len(records.heads) == 1, within=5, what="the app's request")
