@@ -161,9 +161,9 @@ async def connect(stage: Stage) -> None:
         password = b"Proxy-Authorization: Basic " + base64.b64encode(url[1].encode()) + b"\r\n"
         for field, told in ((b"", b" 407 "), (password, b"this node daemon gives no access to pods")):
             reader, writer = await asyncio.open_connection("127.0.0.1", int(url[2]))
-            writer.write(b"CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n" + field + b"\r\n")
-            assert told in await reader.read()
-            writer.close()
+            with contextlib.closing(writer):
+                writer.write(b"CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n" + field + b"\r\n")
+                assert told in await reader.read()
         assert (done := await running.interrupt()).code == 0, done
 
 

@@ -39,7 +39,8 @@ End = tuple[str, int]
 
 def is_ours(sock: socket.socket) -> bool:
     """Whether the peer of a TCP connection over IPv4 within this machine is this user's, or of who called sudo."""
-    return _user_of(sock) in _users()
+    user = _user_of(sock)
+    return user is not None and user in _users()
 
 
 def sends_for(sock: socket.socket, sender: End) -> bool:
