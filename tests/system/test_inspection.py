@@ -74,6 +74,16 @@ def test_a_policy_blocks_without_any_intercept(nginx_shop, version):
     assert not kernel.steering(shop.space.pod).links
 
 
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_refusal_is_read_by_a_client_that_is_still_sending(nginx_shop, version):
+    """curl 7.88 loses an answer over HTTP/2 that a reset of its stream follows at once."""
+    large = nginx_shop.folder / "large"
+    large.write_bytes(b"x" * 300_000)
+    with policies(nginx_shop, policy(rule())):
+        for _ in range(3):
+            assert is_refusal(nginx_shop.get("/admin/users", options=[version, "--data-binary", f"@{large}"]))
+
+
 def test_a_blocked_request_leaves_no_byte_at_the_app(nginx_shop):
     shop = nginx_shop
     with raw_app(shop) as app, policies(shop, policy(rule(), SECRET, ports=[RAW])):

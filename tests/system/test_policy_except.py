@@ -26,7 +26,7 @@ def excepted(shop, answer, *words):
     assert is_refusal(answer), answer
 
     def look():
-        done = sidestep("policy", "except", answer.text, *words, socket=shop.node.socket)
+        done = sidestep("policy", "except", answer.text, *words, socket=shop.node.socket, within=60)
         return done if "none of the last alerts" not in done.stderr else None
 
     done = until(look, within=30, what=shop.conditions)

@@ -14,6 +14,9 @@ connection has moved past their ids). Who answers an exchange:
     a reset                           the response has begun, or the second connection fails too (REFUSED_STREAM when
                                       nothing was consumed: the client may try again)
 
+After a local reply the client may still be sending. What comes is dropped, within the window that it has, until it ends
+or LINGER ticks have passed; then the stream is reset. A call of gRPC is reset at once: it may last.
+
 The states of an exchange are listed in `exchange`. Bounds: `diverted_streams` exchanges, and the connection's share of
 the memory budget; a stream that exceeds the share is reset with ENHANCE_YOUR_CALM.
 """
@@ -56,6 +59,9 @@ if TYPE_CHECKING:
 
 RESPONSES: Final = Memo(DEFAULT_LIMITS.memo)
 """Response blocks seen by any link of this process: a pure cache, bounded in bytes."""
+LINGER: Final = 2
+"""Ticks for which what a client sends after a response of ours is dropped, before its stream is reset. Clients have to
+keep a response that a reset with NO_ERROR follows (RFC 9113, section 8.1), but curl 7.88 loses it."""
 
 
 class Diversion:
@@ -65,6 +71,7 @@ class Diversion:
         "_app",
         "_feed",
         "_handlers",
+        "_lingering",
         "_memo",
         "_relay",
         "_resets",
@@ -98,6 +105,8 @@ class Diversion:
         self._memo = RESPONSES if limits is DEFAULT_LIMITS else Memo(limits.memo)
         self._handlers: dict[str, LinkPool] = {}
         self._second: LinkPool | None = None
+        self._lingering: dict[Exchange, int] = {}
+        """Exchanges with a response of ours whose request goes on, and the ticks since it was written."""
         self._resets = LeakyBucket(limits.resets, limits.reset_rate)
         self.account = Account(budget)
         self.backpressure = Backpressure(limits, self.account)
@@ -335,6 +344,8 @@ class Diversion:
             exchange.response_size += len(body)
         exchange.end_response()
         exchange.reset_after = ErrorCode.NO_ERROR
+        if not exchange.request_ended and not exchange.head.is_grpc:
+            self._lingering[exchange] = 0
         exchange.update_charge()
         self._to_client.ready(exchange)
 
@@ -402,7 +413,7 @@ class Diversion:
             exchange = to_client.delivered.pop()
             if exchange.request_ended:
                 self._finish(exchange)
-            elif exchange.reset_after is not None:
+            elif exchange.reset_after is not None and exchange not in self._lingering:
                 to_client.control(rst_stream(exchange.stream, exchange.reset_after))
                 self._finish(exchange, cancel=ErrorCode.NO_ERROR)
 
@@ -419,7 +430,7 @@ class Diversion:
     @property
     def wants_time(self) -> bool:
         """Whether ticks are needed. Hot path: asked after most reads, so nothing is made for it."""
-        if self.backpressure or self._resets.wants_time:
+        if self.backpressure or self._resets.wants_time or self._lingering:
             return True
         for pool in self._handlers.values():
             if pool.wants_time:
@@ -430,6 +441,7 @@ class Diversion:
         """Learn that a tick has passed."""
         self._resets.tick()
         self.backpressure.tick()
+        self._tick_lingering()
         for pool in self._pools():
             over, stuck = pool.tick()
             for link in over:
@@ -440,8 +452,18 @@ class Diversion:
             if stuck:
                 self._fail_waiting(pool, from_app=pool is self._second)
 
+    def _tick_lingering(self) -> None:
+        """Reset streams whose response of ours was written LINGER ticks ago, and whose request still goes on."""
+        for exchange in [*self._lingering]:
+            if exchange.delivered:
+                self._lingering[exchange] += 1
+                if self._lingering[exchange] > LINGER:
+                    self._to_client.control(rst_stream(exchange.stream, ErrorCode.NO_ERROR))
+                    self._finish(exchange, cancel=ErrorCode.NO_ERROR)
+
     def _finish(self, exchange: Exchange, *, cancel: int | None = None) -> None:
         """Forget a stream with which the client is done; with `cancel` the link resets it with that error code."""
+        self._lingering.pop(exchange, None)
         self._state.streams.finish(exchange.stream)
         self.backpressure.release(exchange)
         self._feed.cut(exchange.stream)
