@@ -1,8 +1,8 @@
 """The words of the command line, for whoever completes them: commands, options, and what their values are.
 
 A shell runs `sidestep` for each TAB. To import a command, and all that it needs to run, takes longer than a person
-should wait. So all options stand in `words.json`, which `python -m sidestep.cli.words` writes from the real commands (a
-test compares them), and click completes with commands that are made from it: they read a command line, and run nothing.
+should wait. So all options stand in `words.json`, which `cli.words_table` writes from the real commands (a test
+compares them), and click completes with commands that are made from it: they read a command line, and run nothing.
 
     commands     name -> short help, options, and commands below it
     options      words ("--port"; none: an argument), the name by which `cli.completing` finds it, help, whether it
@@ -31,54 +31,6 @@ DIRECTORIES: Final = "directories"
 
 Described = dict[str, Any]
 """A command, or an option, in the table."""
-
-
-# --- the table, from the commands -------------------------------------------------------------------------------------
-
-
-def describe(command: click.Command) -> Described:
-    """Return what the table says of a command."""
-    context = click.Context(command)
-    said: Described = {"help": command.get_short_help_str(limit=1000)}
-    if command.context_settings:
-        said["settings"] = dict(command.context_settings)
-    said["options"] = [_describe(param) for param in command.params]
-    if isinstance(command, click.Group):
-        found = {name: command.get_command(context, name) for name in command.list_commands(context)}
-        said["commands"] = {name: describe(each) for name, each in found.items() if each is not None}
-    return said
-
-
-def _describe(param: click.Parameter) -> Described:
-    said: Described = {"name": param.name, "words": [], "completes": _completes(param.type)}
-    if isinstance(param, click.Option):
-        said |= {"words": [*param.opts], "help": param.help or ""}
-        if param.secondary_opts:
-            said["off"] = [*param.secondary_opts]
-        if param.is_flag:
-            said["flag"] = True
-        if param.multiple:
-            said["multiple"] = True
-        if param.hidden:
-            said["hidden"] = True
-        if param.is_eager:
-            said["eager"] = True
-    if param.nargs != 1:
-        said["values"] = param.nargs
-    if not param.required and not isinstance(param, click.Option):
-        said["optional"] = True
-    return said
-
-
-def _completes(kind: click.ParamType[Any]) -> str | list[str]:
-    if isinstance(kind, click.Choice):
-        return [str(choice) for choice in kind.choices]
-    if isinstance(kind, click.Path):
-        return DIRECTORIES if kind.dir_okay and not kind.file_okay else FILES
-    return str(getattr(kind, "completing", ""))
-
-
-# --- commands, from the table -----------------------------------------------------------------------------------------
 
 
 def completed_commands() -> click.Group:
@@ -163,14 +115,3 @@ class _Asked(click.types.StringParamType):
 
         found: list[CompletionItem] = getattr(completing, self._completing)(ctx, incomplete)
         return found
-
-
-def main() -> None:
-    """Write the table."""
-    from sidestep.cli.main import sidestep
-
-    TABLE.write_text(json.dumps(describe(sidestep), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

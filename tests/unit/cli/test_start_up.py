@@ -13,7 +13,7 @@ import sys
 import click
 import pytest
 
-from sidestep.cli import completing, words
+from sidestep.cli import completing, words, words_table
 from sidestep.cli.main import COMMANDS, sidestep
 
 HEAVY = {"asyncio", "cryptography", "h2", "kubernetes", "msgspec", "ssl", "yaml"}
@@ -88,7 +88,7 @@ def test_completing_for_kubectl_loads_no_command():
 
 def test_the_words_are_those_of_the_commands():
     said = json.loads(words.TABLE.read_text())
-    assert said == json.loads(json.dumps(words.describe(sidestep))), "run: python -m sidestep.cli.words"
+    assert said == json.loads(json.dumps(words_table.describe(sidestep))), "run: python -m sidestep.cli.words_table"
 
 
 def each_command(real, made, path=()):
