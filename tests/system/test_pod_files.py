@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -185,6 +186,8 @@ def test_a_command_never_starts_without_them(pod, tmp_path):
         (["pod/absent"], 1, "no workload pod/absent"),
         (["orders", "etc"], 2, "is no path in a container"),
         (["orders", "/etc/../.."], 2, "is no path in a container"),
+        (["orders", "/" + "p" * 4096], 2, "is longer than 4096 bytes"),
+        (["orders", *(f"/{number}" + "p" * 4000 for number in range(9))], 2, "name folders above them"),
     ],
 )
 def test_refusals_are_one_line_and_make_no_folder(pod, tmp_path, words, code, told):
@@ -193,6 +196,27 @@ def test_refusals_are_one_line_and_make_no_folder(pod, tmp_path, words, code, to
     assert done.code == code
     assert told in done.error
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("command", ["files", "connect"])
+def test_a_command_that_is_interrupted_leaves_no_file_that_is_not_whole(pod, tmp_path, command, number):
+    root, _, daemon = pod
+    with open(root / "srv" / "long", "wb") as file:
+        file.truncate(250 << 20)
+    place = tmp_path / "place"
+    place.mkdir()
+    words = [SIDESTEP, command, "orders", "-n", "shop", "--socket", daemon.socket]
+    if command == "files":
+        words += ["/srv/long", "--to", place / "copy"]
+    else:
+        words += ["--files-path", "/srv/long", "--", "true"]
+    with child(words, env={**os.environ, "TMPDIR": str(place)}) as running:
+        until(lambda: list(place.rglob("long")), within=30, what="the file to begin")
+        running.send_signal(number)
+        assert running.wait(60) == 130
+    assert not list(place.rglob("long"))
+    assert [each.name for each in place.iterdir()] == (["copy"] if command == "files" else [])
 
 
 def test_a_folder_that_is_used_is_refused_before_anything_is_asked(pod, tmp_path):

@@ -16,7 +16,16 @@ from sidestep.cli.child_command import ChildCommand
 from sidestep.cli.command import POD_NAME, WorkloadType
 from sidestep.cli.foreground import DashedCommand
 from sidestep.cli.options import namespace_option
-from sidestep.cli.pod_session import Wanted, access_spec, during, fetch_world, folder_for, tell, world_options
+from sidestep.cli.output import tell
+from sidestep.cli.pod_session import (
+    Wanted,
+    access_spec,
+    during,
+    fetch_world,
+    folder_for,
+    or_interrupted,
+    world_options,
+)
 from sidestep.cli.service_workloads import resolve_service
 from sidestep.laptop.outbound.server import OutboundProxy, Urls
 from sidestep.laptop.pod_access import PodAccess
@@ -73,7 +82,7 @@ def connect(
 
 async def _serve(access: PodAccess, port: int, command: tuple[str, ...], wanted: Wanted, folder: Path | None) -> int:
     pod = await access.pod()
-    variables = await fetch_world(access, wanted, folder)
+    variables = await or_interrupted(fetch_world(access, wanted, folder))
     async with OutboundProxy(access, port=port, tell=tell) as proxy:
         if command:
             return await _run(command, variables | proxy.urls.variables(), proxy)

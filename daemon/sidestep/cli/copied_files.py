@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Final
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sidestep.aio.time_limit import time_limit
+from sidestep.cli.output import tell
 from sidestep.model.errors import PeerError, RefusedError
-from sidestep.model.text import harmless
+from sidestep.protocols.file_frames import MAX_PATH
 from sidestep.tunnel.access import MAX_PATHS
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 MIB: Final = 1024 * 1024
 STALL: Final = 60.0
 """Seconds without a byte after which a snapshot is given up. A node gives up a container's file system earlier."""
+_MAX_TOGETHER: Final = 32 * 1024
+"""Bytes of all paths; they are sent in one line, with others (`tunnel.access.MAX_LINE`)."""
 _PERIOD: Final = 0.2
 """Seconds between two changes of the line that shows the progress."""
 
@@ -34,7 +38,11 @@ def check_paths(paths: Iterable[str]) -> None:
         raise click.UsageError(f"more than {MAX_PATHS} paths; name folders above them")
     for path in given:
         if not path.startswith("/") or ".." in path.split("/"):
-            raise click.UsageError(f"{path!r} is no path in a container: it begins with / and has no '..'")
+            raise click.UsageError(f"{path[:200]!r} is no path in a container: it begins with / and has no '..'")
+        if len(os.fsencode(path)) > MAX_PATH:
+            raise click.UsageError(f"{path[:200]!r}… is longer than {MAX_PATH} bytes")
+    if sum(len(os.fsencode(path)) for path in given) > _MAX_TOGETHER:
+        raise click.UsageError(f"the paths have more than {_MAX_TOGETHER} bytes; name folders above them")
 
 
 async def copy_files(access: PodAccess, paths: tuple[str, ...], snapshot: FileSnapshot) -> None:
@@ -54,7 +62,7 @@ async def copy_files(access: PodAccess, paths: tuple[str, ...], snapshot: FileSn
         snapshot.close()
     left_out = f"; {snapshot.left_out} left out" if snapshot.left_out else ""
     if snapshot.files or not snapshot.missing:
-        _say(f"In {snapshot.folder}: {_amount(snapshot.files, snapshot.size)}{left_out}.")
+        tell(f"In {snapshot.folder}: {_amount(snapshot.files, snapshot.size)}{left_out}.")
     if snapshot.missing:
         raise RefusedError(f"cannot be copied: {'; '.join(snapshot.missing)}")
     if snapshot.stopped:
@@ -93,14 +101,10 @@ class _Progress:
         """Print lines in the place of it."""
         for line in lines:
             self.clear()
-            _say(line)
+            tell(line)
 
     def clear(self) -> None:
         """Take it away."""
         if self._shown:
             click.echo(f"\r{'':<{self._shown}}\r", nl=False, err=True)
             self._shown = 0
-
-
-def _say(text: str) -> None:
-    click.echo(harmless(text), err=True)

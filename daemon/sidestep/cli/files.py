@@ -11,7 +11,7 @@ from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, Command, FilePath, WorkloadType
 from sidestep.cli.copied_files import MIB, check_paths, copy_files
 from sidestep.cli.options import namespace_option
-from sidestep.cli.pod_session import access_spec, container_option, during
+from sidestep.cli.pod_session import access_spec, container_option, during, or_interrupted
 from sidestep.cli.service_workloads import resolve_service
 from sidestep.laptop.file_snapshot import FileSnapshot
 from sidestep.tunnel.access import DEFAULT_FILES, MAX_FILES
@@ -51,7 +51,7 @@ def files(
 
     What the container's main process may read is copied, and nothing else. Links stay links, and none leads out of DIR.
     Devices, pipes, sockets and interfaces of the kernel such as /proc are left out, and named on standard error. Only
-    you may read DIR: IT HOLDS SECRETS, where the container does.
+    you may read DIR (on Windows whoever may read the folder above it): IT HOLDS SECRETS, where the container does.
 
     The exit code is 1 when a PATH cannot be copied, or when there is more than one snapshot takes. In a cluster it
     needs ClusterRole sidestep-pod-access in the namespace, a right as strong as pods/exec.
@@ -66,4 +66,4 @@ def files(
     spec = access_spec(namespace, workload, "files", pod=pod, container=container)
     snapshot = FileSnapshot(folder, max_size * MIB)
     snapshot.check()
-    asyncio.run(during(backend, spec, lambda access: copy_files(access, paths, snapshot)))
+    asyncio.run(during(backend, spec, lambda access: or_interrupted(copy_files(access, paths, snapshot))))

@@ -15,10 +15,11 @@ import select
 import threading
 from collections.abc import Callable, Sequence
 
+import click
 import msgspec
 
 from sidestep.cli.standard_streams import silence_stdout
-from sidestep.model.text import harmless_json
+from sidestep.model.text import harmless, harmless_json
 
 QUEUE = 4096
 """Lines queued for standard output."""
@@ -104,6 +105,11 @@ class LineWriter:
                 select.select([], [self._file], [])
             else:
                 data = data[written:]
+
+
+def tell(text: str) -> None:
+    """Print a line for people to standard error."""
+    click.echo(harmless(text), err=True)
 
 
 def json_line(value: object) -> str:

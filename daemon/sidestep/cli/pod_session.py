@@ -14,16 +14,17 @@ from typing import Any, Final, Literal, TypeVar
 
 import click
 
+from sidestep.aio.interrupts import interrupts
 from sidestep.cli import variables
 from sidestep.cli.backend import Backend, session
 from sidestep.cli.command import CONTAINER_NAME, FilePath
 from sidestep.cli.copied_files import check_paths, copy_files
 from sidestep.cli.foreground import claimed_owner
+from sidestep.cli.output import tell
 from sidestep.laptop.capture_target import CaptureTarget
 from sidestep.laptop.file_snapshot import FileSnapshot
 from sidestep.laptop.pod_access import CutOffError, PodAccess
 from sidestep.model.errors import ConfigurationError, RefusedError
-from sidestep.model.text import harmless
 from sidestep.tunnel.access import DEFAULT_FILES
 from sidestep.tunnel.errors import StreamResetError, TunnelClosedError
 from sidestep.tunnel.messages import AnyEvent, Hello, SessionSpec, State
@@ -109,9 +110,22 @@ async def during(backend: Backend, spec: SessionSpec, work: Callable[[PodAccess]
         await asyncio.gather(running, working, return_exceptions=True)
 
 
-def tell(text: str) -> None:
-    """Print a line to standard error."""
-    click.echo(harmless(text), err=True)
+async def or_interrupted(work: Awaitable[T]) -> T:
+    """Await this, and cancel it for whoever wants the program to end, so that it leaves nothing. Raises click.Abort."""
+    working = asyncio.ensure_future(work)
+    interrupted = asyncio.Event()
+
+    def stop() -> None:
+        interrupted.set()
+        working.cancel()
+
+    with interrupts(stop):
+        try:
+            return await working
+        except asyncio.CancelledError:
+            if interrupted.is_set():
+                raise click.Abort from None
+            raise
 
 
 def tell_left_out(names: tuple[str, ...], syntax: str) -> None:

@@ -16,15 +16,18 @@ Invariants
   * More bytes than were asked for, or than an entry told, and more entries than a snapshot has, end it.
 
 Names that this system cannot have are left out. Where links cannot be made (Windows without the privilege), one that
-leads to a file of the snapshot becomes a copy: files of Secrets and ConfigMaps are such links.
+leads to a file of the snapshot becomes a copy: files of Secrets and ConfigMaps are such links. Where it leads is looked
+up among the names of the snapshot only, never on this machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import re
 import shutil
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -32,7 +35,7 @@ from typing import Final
 from sidestep.aio.open_flags import open_flags
 from sidestep.model.errors import ConfigurationError, PeerError
 from sidestep.model.text import harmless
-from sidestep.protocols.file_frames import MAX_ENTRIES, MAX_PARTS, Entry, Frames, Problem, Summary, Whole
+from sidestep.protocols.file_frames import MAX_ENTRIES, MAX_PARTS, MAX_PATH, Entry, Frames, Problem, Summary, Whole
 
 MAX_FRAMES: Final = 3 * MAX_ENTRIES
 """Entries and problems: each name may have one of both, and there are folders above the ones that were asked for."""
@@ -73,6 +76,8 @@ class FileSnapshot:
     _folders: dict[str, bool] = field(default_factory=lambda: {"": True})
     """Path of each folder, and whether it could be made."""
     _links: dict[str, str] = field(default_factory=dict)
+    _kept: dict[str, int] = field(default_factory=dict)
+    """Path of each file that is whole, and its bytes."""
 
     def check(self) -> None:
         """Raise ConfigurationError when the folder is there and not empty, or is somebody else's. Writes nothing."""
@@ -128,9 +133,9 @@ class FileSnapshot:
 
     def close(self) -> None:
         """Remove a file that is not whole."""
-        if self._file is not None:
-            self._file.abandon()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.abandon()
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -163,8 +168,7 @@ class FileSnapshot:
             case "link" if usable:
                 self._links[path] = entry.target.decode("utf-8", "surrogateescape")
             case "file":
-                place = self._place(path)
-                self._file = _File(place, entry)
+                self._file = _File(path, self._place(path), entry)
                 try:
                     if usable:
                         self._file.open()
@@ -191,8 +195,13 @@ class FileSnapshot:
     def _end(self) -> None:
         if self._file is None:
             raise PeerError("the snapshot ends a file that it did not begin")
-        self.files += self._file.keep()
-        self._file = None
+        file, self._file = self._file, None
+        try:
+            if file.keep():
+                self.files += 1
+                self._kept[file.path] = file.size
+        except OSError as error:
+            raise self._unusable(_reason(error)) from error
 
     def _problem(self, problem: Problem) -> None:
         self._counted(0)
@@ -224,7 +233,7 @@ class FileSnapshot:
                 raise ValueError
             text = posixpath.relpath(within, folder).replace("/", os.sep)
             # The target is text of the container; Path would change it.
-            os.symlink(text, self._place(path), target_is_directory=self._is_folder(path))  # noqa: PTH211
+            os.symlink(text, self._place(path), target_is_directory=self.windows and self._is_folder(path))  # noqa: PTH211
         except (OSError, NotImplementedError, ValueError) as error:
             if not self._copied(path):
                 self._leave_out(path, f"the link cannot be made: {_reason(error)}")
@@ -235,29 +244,39 @@ class FileSnapshot:
     def _copied(self, path: str) -> bool:
         """Copy the file that a link leads to; returns False where there is none."""
         found = self._leads_to(path)
-        source = self._place(found) if found else None
+        size = self._kept.get(found, -1)
+        if size < 0 or self.size + size > self.max_bytes:
+            return False
         try:
-            if source is None or not source.is_file() or source.is_symlink():
-                return False
-            self.size += source.stat().st_size
-            if self.size > self.max_bytes or self._place(path).exists():
-                return False
-            shutil.copy2(source, self._place(path), follow_symlinks=False)
+            _copy(self._place(found), self._place(path))
         except (OSError, ValueError):
             return False
+        self.size += size
         return True
 
     def _leads_to(self, path: str) -> str:
-        """Follow the links of the snapshot; returns "" where there are too many."""
+        """Follow the links of the snapshot; returns "" where there are too many, or the way becomes too long."""
         for _ in range(_MAX_HOPS):
             parts = path.split("/")
-            link = next((at for at in range(2, len(parts) + 1) if "/".join(parts[:at]) in self._links), 0)
-            if not link:
+            if len(path) > MAX_PATH or len(parts) > MAX_PARTS:
+                return ""
+            at, rest = self._first_link(parts)
+            if not at:
                 return path
-            at, rest = "/".join(parts[:link]), parts[link:]
             path = posixpath.normpath(posixpath.join(posixpath.dirname(at), self._links[at], *rest))
             path = "/" + path.lstrip("/")
         return ""
+
+    def _first_link(self, parts: list[str]) -> tuple[str, list[str]]:
+        """Return the first link on the way, or "", and what follows it."""
+        place = ""
+        for number, part in enumerate(parts[1:], 2):
+            place += "/" + part
+            if place in self._links:
+                return place, parts[number:]
+            if place not in self._folders:
+                break
+        return "", []
 
     def _unusable(self, reason: str) -> ConfigurationError:
         return ConfigurationError(reason, subject="folder", value=str(self.folder))
@@ -266,7 +285,9 @@ class FileSnapshot:
 class _File:
     """A file that is being written; nothing is, as long as it is not open."""
 
-    def __init__(self, place: Path, entry: Entry) -> None:
+    def __init__(self, path: str, place: Path, entry: Entry) -> None:
+        self.path = path
+        self.size = entry.size
         self._place = place
         self._entry = entry
         self._left = entry.size
@@ -287,13 +308,17 @@ class _File:
             view = view[os.write(self._fd, view) :]
 
     def keep(self) -> bool:
-        """It is whole; returns whether it is there. Raises PeerError when bytes are missing."""
+        """Finish the file; returns False if it could not be made. Raises PeerError when bytes are missing, OSError."""
         if self._left:
             raise PeerError("the snapshot has less of a file than it told")
         if self._fd < 0:
             return False
-        os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1
+        try:
+            os.close(fd)  # tells of writes that failed, where a file system is far away
+        except OSError:
+            self._remove()
+            raise
         try:
             os.utime(self._place, (self._entry.modified, self._entry.modified))
         except (OSError, OverflowError, ValueError):
@@ -303,9 +328,29 @@ class _File:
     def abandon(self) -> None:
         """It is not whole: remove it."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._place.unlink(missing_ok=True)
+            fd, self._fd = self._fd, -1
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self._place.unlink()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of the snapshot to a new one. Raises OSError, ValueError; then there is no new one."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | open_flags("O_NOFOLLOW", "O_CLOEXEC"), 0o600)
+
+    with open(source, "rb") as original, open(target, "xb", opener=opener) as copy:
+        try:
+            shutil.copyfileobj(original, copy)
+            target.chmod(0o600 | stat.S_IMODE(os.fstat(original.fileno()).st_mode) & 0o100)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
 
 
 def _checked(path: bytes) -> str:

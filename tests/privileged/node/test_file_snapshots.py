@@ -31,10 +31,12 @@ NOBODY = 65534
 
 
 class Seen:
-    """What came: files with their content, folders, links with their targets, problems with their reasons."""
+    """What came: files with their content, folders, links with their targets, problems with their reasons, and which
+    of these are paths that somebody asked for."""
 
     def __init__(self):
         self.files, self.folders, self.links, self.problems = {}, [], {}, {}
+        self.missing = set()
         self.summary = None
         self._frames = Frames()
         self._file = None
@@ -55,6 +57,8 @@ class Seen:
                     self.files[self._file[0]] = bytes(self._file[1])
                 case Problem():
                     self.problems[frame.path] = frame.reason
+                    if frame.asked:
+                        self.missing.add(frame.path)
                 case Summary():
                     self.summary = frame
 
@@ -294,10 +298,11 @@ def test_interfaces_of_the_kernel_are_left_out(tmp_path):
             (b"/proc", b"/sys", b"/hidden/proc"), "an interface of the kernel, no files"
         )
         below = snapshot("/sys/kernel", "/proc/1/environ", pid=app.pid)
-        assert (below.files, len(below.problems)) == ({}, 2)
+        assert (below.files, len(below.problems), len(below.missing)) == ({}, 2, 2)
         volumes = snapshot(pid=app.pid)
         assert volumes.files == {b"/cache/file": b"content"}
         assert set(volumes.problems) == {b"/hidden/proc"}
+        assert volumes.missing == set(), "nobody has named it"
 
 
 def test_files_are_read_as_the_user_of_the_process_and_no_more(tmp_path):

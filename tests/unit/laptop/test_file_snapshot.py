@@ -340,3 +340,69 @@ def test_where_links_cannot_be_made_those_to_files_are_copies(tmp_path, monkeypa
     snapshot = written(tmp_path / "bomb", *file(b"/f"), *again, END, max_bytes=20)
     assert len(os.listdir(tmp_path / "bomb")) == 2
     assert snapshot.left_out == 8
+
+
+@pytest.fixture
+def no_links(monkeypatch):
+    """A system on which links cannot be made."""
+
+    def refuse(*_arguments, **_words):
+        raise OSError(errno.EPERM, "refused")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+
+
+@pytest.mark.parametrize(
+    "target", [b"/C:/secret", b"/\\\\server\\share\\f", b"con", b"../../secret", b"/etc/../../secret"]
+)
+def test_a_link_is_copied_from_the_snapshot_and_from_nowhere_else(tmp_path, no_links, monkeypatch, target):
+    (tmp_path / "secret").write_text("of this machine")
+    looked_at = []
+    place = FileSnapshot._place
+    monkeypatch.setattr(FileSnapshot, "_place", lambda self, path: looked_at.append(path) or place(self, path))
+    snapshot = written(tmp_path / "new", folder(b"/etc"), *file(b"/etc/f"), link(b"/etc/l", target), END, windows=True)
+    assert snapshot.left_out == 1
+    assert set(looked_at) <= {"/etc", "/etc/f", "/etc/l"}
+    assert set(tree(tmp_path / "new")) == {"etc", "etc/f"}
+
+
+def test_a_copy_that_is_too_large_leaves_room_for_smaller_ones(tmp_path, no_links):
+    frames = [*file(b"/large", b"l" * 90), *file(b"/small", b"s"), link(b"/a", b"large"), link(b"/b", b"small")]
+    snapshot = written(tmp_path / "new", *frames, END, max_bytes=100)
+    assert set(tree(tmp_path / "new")) == {"large", "small", "b"}
+    assert (snapshot.size, snapshot.left_out) == (92, 1)
+
+
+@pytest.mark.timeout(60)
+def test_links_that_lead_far_through_each_other_take_no_time(tmp_path, no_links):
+    """Forty links, each through the next and two thousand parts more, and two hundred that begin with the first."""
+    chain = [link(b"/l%d" % number, b"l%d/" % (number + 1) + b"q/" * 2000) for number in range(40)]
+    more = [link(b"/m%d" % number, b"l0") for number in range(200)]
+    assert written(tmp_path / "new", *chain, *more, END, windows=True).left_out == 240
+
+
+@pytest.mark.parametrize("call", ["close", "unlink"])
+def test_a_file_whose_end_fails_is_told_once_and_is_not_there(tmp_path, monkeypatch, call):
+    closed = []
+    close = os.close
+
+    def fail(fd):
+        closed.append(fd)
+        close(fd)
+        raise OSError(errno.ENOSPC, "full")
+
+    snapshot = FileSnapshot(tmp_path / "new", 1000)
+    snapshot.begin()
+    for frame in file(b"/f")[:2]:
+        snapshot.feed(encode(frame))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fail)
+        if call == "close":
+            with pytest.raises(ConfigurationError, match="no space left"):
+                snapshot.feed(encode(Whole()))
+        else:
+            (tmp_path / "new" / "f").unlink()
+        snapshot.close()
+        snapshot.close()
+    assert len(closed) == 1
+    assert tree(tmp_path / "new") == {}

@@ -399,7 +399,8 @@ def _send_files(request: FilesRequest, answers: socket.socket) -> None:
     with ours:
         with theirs:
             send_packet(answers, msgspec.msgpack.encode(Streaming()), theirs.fileno())
-        snapshot.Walk(opened.fd, ours, request.max_bytes, alive=_progress).run(paths)
+        walk = snapshot.Walk(opened.fd, ours, request.max_bytes, asked=bool(request.paths), alive=_progress)
+        walk.run(paths)
 
 
 def _progress() -> None:

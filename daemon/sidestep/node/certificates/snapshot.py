@@ -11,8 +11,8 @@ interfaces of the kernel are left out, with all that is below.
     end             all is sent, or a bound is reached: the summary says which. Who reads has gone: nothing more.
 
 Bounds: MAX_ENTRIES names, MAX_DEPTH, MAX_PATH, the bytes that were asked for, WALL seconds. What cannot be read or does
-not fit is named in a `Problem`, and the walk goes on. A call that hangs in the container's file system is the caller's:
-it tells by `alive` that frames are sent, and is ended by a timer otherwise.
+not fit is named in a `Problem`, and the walk goes on. `alive` is called before each send: there the caller starts a
+timer anew, which ends the process when a call hangs in the container's file system.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ WALL: Final = 300.0
 PROGRESS: Final = 30
 """Seconds without a frame, or with one that nobody reads, after which it is given up."""
 PIECE, PERIOD = 64 * 1024, 0.2
-"""Frames wait for each other up to so many bytes and seconds: one by one each costs two changes of the process."""
+"""Frames are sent together, up to so many bytes and seconds: one by one each costs two switches of the process."""
 CPU: Final = 120
 """Seconds of processor time."""
 DESCRIPTORS: Final = 2 * MAX_DEPTH
@@ -74,6 +74,7 @@ _PSEUDO: Final = frozenset({
 })  # fmt: skip
 """statfs(2), linux/magic.h: proc, sysfs, cgroup, cgroup2, devpts, debugfs, tracefs, bpf, securityfs, pstore, efivarfs,
 configfs, mqueue, binfmt_misc, selinuxfs, nsfs, pidfs, anonymous inodes, autofs, RPC pipes."""
+_TOO_LONG: Final = "its path is too long"
 _INTERFACE: Final = "an interface of the kernel, no files"
 _NOT_VOLUMES: Final = re.compile(rb"/|/(dev|proc|sys)(/.*)?", re.DOTALL)
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
@@ -135,6 +136,8 @@ class Walk:
     root: int
     out: socket.socket
     max_bytes: int
+    asked: bool = True
+    """Whether somebody named the paths: of those that cannot be sent he is told so."""
     alive: Callable[[], object] = lambda: None
     clock: Callable[[], float] = time.monotonic
     _until: float = 0.0
@@ -164,17 +167,20 @@ class Walk:
         """Walk one path that was asked for. Links on the way are followed, within the root."""
         if not self._take(1) or self._late():
             return
+        if _is_too_long(path):
+            self._leave_out(path, _TOO_LONG, asked=self.asked)
+            return
         try:
             handle = openat2(self.root, path.lstrip(b"/") or b".", _HANDLE, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
         except OSError as error:
-            self._leave_out(path, _reason(error), asked=True)
+            self._leave_out(path, _reason(error), asked=self.asked)
             return
         try:
             for parent in _parents(path):
                 if parent not in self._above:
                     self._above.add(parent)
                     self._send(Entry(parent, "folder", 0o700))
-            self._any(handle, path, asked=True)
+            self._any(handle, path, asked=self.asked)
         finally:
             os.close(handle)
         while self._levels:
@@ -202,8 +208,8 @@ class Walk:
         try:
             status = os.fstat(handle)
             kind = stat.S_IFMT(status.st_mode)
-            if len(place) > MAX_PATH or place.count(b"/") > MAX_PARTS:
-                self._leave_out(place, "its path is too long", asked=asked)
+            if _is_too_long(place):
+                self._leave_out(place, _TOO_LONG, asked=asked)
             elif kind == stat.S_IFLNK:
                 self._send(Entry(place, "link", target=os.readlink(b"", dir_fd=handle)[:MAX_PATH]))
             elif kind not in {stat.S_IFDIR, stat.S_IFREG}:
@@ -286,6 +292,10 @@ class Walk:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or "it cannot be read").lower()
+
+
+def _is_too_long(place: bytes) -> bool:
+    return len(place) > MAX_PATH or place.count(b"/") > MAX_PARTS
 
 
 def _is_pseudo(fd: int) -> bool:
