@@ -1,8 +1,8 @@
 """The HPACK table of a decoder elsewhere, kept by whoever writes to it (RFC 7541).
 
-`sidestep.protocols.hpack.encode` needs no table and changes none. `Table` is for a writer that has the decoder for
-itself: a field that is in the table is written as its index, one that may be is added to it. What may be, the caller
-says, because a field that its sender keeps out of tables has a reason (section 7.1).
+`sidestep.protocols.hpack.encode` needs no table and changes none. `DynamicTable` is for a writer that has the decoder
+for itself: a field that is in the table is written as its index, one that may be is added to it. What may be, the
+caller says, because a field that its sender keeps out of tables has a reason (section 7.1).
 
 Invariant: after each `encode`, and after each `resize` whose updates were written, entries, order and sizes are those
 that the decoder has once it has read everything.
@@ -11,7 +11,8 @@ that the decoder has once it has read everything.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from sidestep.protocols.hpack import ENTRY, State, encode, integer, written
@@ -21,7 +22,7 @@ _INDEXED: Final = [integer(index, 7, 0x80) for index in range(256)]
 """Indexed fields (section 6.1) by their index."""
 
 
-class Table:
+class DynamicTable:
     """See the module. It begins as the decoder of `state` does."""
 
     __slots__ = ("_entries", "_inserted", "_numbers", "_size", "capacity")
@@ -46,7 +47,12 @@ class Table:
         self.capacity = last
 
     def encode(
-        self, fields: Iterable[Field], never: frozenset[int], *, new: Container[Field], earlier: Container[Field] = ()
+        self,
+        fields: Iterable[Field],
+        never: frozenset[int],
+        *,
+        new: AbstractSet[Field],
+        earlier: AbstractSet[Field] = frozenset(),
     ) -> bytes:
         """Write a block. Fields in `new` or `earlier` may be added; those at the positions in `never` are marked so."""
         parts: list[bytes] = []

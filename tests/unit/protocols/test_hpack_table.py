@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidestep.protocols.hpack import INITIAL, NONE, State, decode, size_updates
-from sidestep.protocols.hpack_table import Table
+from sidestep.protocols.hpack_table import DynamicTable
 
 LIMITS = {"list_limit": 1 << 20, "table_limit": 1 << 16}
 
@@ -21,46 +21,46 @@ steps = st.lists(st.one_of(blocks, st.tuples(st.integers(0, 300), st.integers(0,
 
 
 def test_a_field_that_may_be_added_is_an_index_the_next_time():
-    table = Table(INITIAL)
+    table = DynamicTable(INITIAL)
     field = (b"x-token", b"t" * 40)
-    first = table.encode([field], NONE, new=[field])
+    first = table.encode([field], NONE, new={field})
     assert first[0] == 0x40
-    assert table.encode([field], NONE, new=()) == b"\xbe"
+    assert table.encode([field], NONE, new=frozenset()) == b"\xbe"
     assert decode(decode(INITIAL, first, **LIMITS).state, b"\xbe", **LIMITS).fields == (field,)
 
 
 @pytest.mark.parametrize("field", [(b":method", b"GET"), (b"x-token", b"t")])
 def test_a_field_that_may_not_be_added_changes_no_table(field):
-    table = Table(INITIAL)
-    table.encode([field], NONE, new=())
+    table = DynamicTable(INITIAL)
+    table.encode([field], NONE, new=frozenset())
     assert table.equals(INITIAL)
 
 
 def test_a_field_that_must_never_be_indexed_is_not_even_if_the_table_has_it():
     field = (b"authorization", b"secret")
-    table = Table(State((field,), 32 + 19, 4096, 4096, -1))
-    assert table.encode([field], frozenset({0}), new=[field])[0] & 0xF0 == 0x10
+    table = DynamicTable(State((field,), 32 + 19, 4096, 4096, -1))
+    assert table.encode([field], frozenset({0}), new={field})[0] & 0xF0 == 0x10
 
 
 def test_a_field_that_is_larger_than_the_table_empties_it():
-    table = Table(State(((b"a", b"b"),), 34, 100, 100, -1))
-    table.encode([(b"x", b"v" * 100)], NONE, new=[(b"x", b"v" * 100)])
+    table = DynamicTable(State(((b"a", b"b"),), 34, 100, 100, -1))
+    table.encode([(b"x", b"v" * 100)], NONE, new={(b"x", b"v" * 100)})
     assert table.equals(State((), 0, 100, 100, -1))
 
 
 def test_of_a_field_that_is_there_twice_the_later_one_stays():
     field, other = (b"a", b"b"), (b"c", b"d")
-    table = Table(State((field, field, other), 3 * 34, 3 * 34, 4096, -1))
-    assert table.encode([field], NONE, new=()) == b"\xbf"
-    table.encode([(b"e", b"f")], NONE, new=[(b"e", b"f")])
-    assert table.encode([field], NONE, new=()) == bytes([0x80 | 64])
+    table = DynamicTable(State((field, field, other), 3 * 34, 3 * 34, 4096, -1))
+    assert table.encode([field], NONE, new=frozenset()) == b"\xbf"
+    table.encode([(b"e", b"f")], NONE, new={(b"e", b"f")})
+    assert table.encode([field], NONE, new=frozenset()) == bytes([0x80 | 64])
     table.resize(34, 34)
-    assert table.encode([field], NONE, new=()) == b"\x00\x01a\x01b"
+    assert table.encode([field], NONE, new=frozenset()) == b"\x00\x01a\x01b"
 
 
 @given(steps)
 def test_a_decoder_elsewhere_reads_what_was_written_and_holds_what_the_table_says(steps):
-    table, theirs, ours = Table(INITIAL), hpack.Decoder(), INITIAL
+    table, theirs, ours = DynamicTable(INITIAL), hpack.Decoder(), INITIAL
     theirs.max_allowed_table_size = 4096
     updates = b""
     for step in steps:
@@ -69,7 +69,7 @@ def test_a_decoder_elsewhere_reads_what_was_written_and_holds_what_the_table_say
             table.resize(smallest, last)
             updates += size_updates(smallest, last)
             continue
-        added = {kind: [field for field, of in step if of == kind] for kind in ("new", "earlier")}
+        added = {kind: {field for field, of in step if of == kind} for kind in ("new", "earlier")}
         never = frozenset(position for position, (_, kind) in enumerate(step) if kind == "never")
         fields = tuple(field for field, _ in step)
         data = updates + table.encode(fields, never, **added)

@@ -15,7 +15,8 @@ connection has moved past their ids). Who answers an exchange:
                                       nothing was consumed: the client may try again)
 
 After a local reply the client may still be sending. What comes is dropped, within the window that it has, until it ends
-or LINGER ticks have passed; then the stream is reset. A call of gRPC is reset at once: it may last.
+or LINGER ticks have passed since the reply was written; then the stream is reset. At once are: calls of gRPC, which may
+last, and streams beyond LINGERING.
 
 The states of an exchange are listed in `exchange`. Bounds: `diverted_streams` exchanges, and the connection's share of
 the memory budget; a stream that exceeds the share is reset with ENHANCE_YOUR_CALM.
@@ -62,6 +63,8 @@ RESPONSES: Final = Memo(DEFAULT_LIMITS.memo)
 LINGER: Final = 2
 """Ticks for which what a client sends after a response of ours is dropped, before its stream is reset. Clients have to
 keep a response that a reset with NO_ERROR follows (RFC 9113, section 8.1), but curl 7.88 loses it."""
+LINGERING: Final = 64
+"""Streams of a connection for which that is done at once; each holds its place among the diverted ones meanwhile."""
 
 
 class Diversion:
@@ -106,7 +109,7 @@ class Diversion:
         self._handlers: dict[str, LinkPool] = {}
         self._second: LinkPool | None = None
         self._lingering: dict[Exchange, int] = {}
-        """Exchanges with a response of ours whose request goes on, and the ticks since it was written."""
+        """Exchanges with a written response of ours whose request goes on, and the ticks since then."""
         self._resets = LeakyBucket(limits.resets, limits.reset_rate)
         self.account = Account(budget)
         self.backpressure = Backpressure(limits, self.account)
@@ -344,8 +347,7 @@ class Diversion:
             exchange.response_size += len(body)
         exchange.end_response()
         exchange.reset_after = ErrorCode.NO_ERROR
-        if not exchange.request_ended and not exchange.head.is_grpc:
-            self._lingering[exchange] = 0
+        exchange.lingers = not exchange.head.is_grpc
         exchange.update_charge()
         self._to_client.ready(exchange)
 
@@ -413,7 +415,9 @@ class Diversion:
             exchange = to_client.delivered.pop()
             if exchange.request_ended:
                 self._finish(exchange)
-            elif exchange.reset_after is not None and exchange not in self._lingering:
+            elif exchange.lingers and len(self._lingering) < LINGERING:
+                self._lingering[exchange] = 0
+            elif exchange.reset_after is not None:
                 to_client.control(rst_stream(exchange.stream, exchange.reset_after))
                 self._finish(exchange, cancel=ErrorCode.NO_ERROR)
 
@@ -455,11 +459,10 @@ class Diversion:
     def _tick_lingering(self) -> None:
         """Reset streams whose response of ours was written LINGER ticks ago, and whose request still goes on."""
         for exchange in [*self._lingering]:
-            if exchange.delivered:
-                self._lingering[exchange] += 1
-                if self._lingering[exchange] > LINGER:
-                    self._to_client.control(rst_stream(exchange.stream, ErrorCode.NO_ERROR))
-                    self._finish(exchange, cancel=ErrorCode.NO_ERROR)
+            self._lingering[exchange] += 1
+            if self._lingering[exchange] > LINGER:
+                self._to_client.control(rst_stream(exchange.stream, ErrorCode.NO_ERROR))
+                self._finish(exchange, cancel=ErrorCode.NO_ERROR)
 
     def _finish(self, exchange: Exchange, *, cancel: int | None = None) -> None:
         """Forget a stream with which the client is done; with `cancel` the link resets it with that error code."""

@@ -116,6 +116,7 @@ class Exchange:
         "head",
         "kept",
         "kept_size",
+        "lingers",
         "link",
         "link_room",
         "link_stream",
@@ -169,6 +170,8 @@ class Exchange:
         self.response_held = False
         """Nothing of the response goes to the client now: inspection may replace it."""
         self.response_state = ResponseState.NONE
+        self.lingers = False
+        """Its response is ours: what the client still sends is dropped for a while before the stream is reset."""
         self.reset_after: int | None = None
         """Error code of a reset that follows the complete response."""
         self.window = window
@@ -234,6 +237,11 @@ class Exchange:
     def response_ended(self) -> bool:
         """Whether the response is complete."""
         return self.response_state >= _RESPONSE_ENDED
+
+    @property
+    def takes_no_more(self) -> bool:
+        """The request has ended, or is answered by a response of ours or a broken off one: what comes is dropped."""
+        return self.request_ended or self.reset_after is not None
 
     @property
     def delivered(self) -> bool:

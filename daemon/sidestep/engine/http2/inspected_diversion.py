@@ -174,7 +174,7 @@ class InspectedDiversion(Diversion):
 
     def body(self, exchange: Exchange, data: bytes, *, ends: bool) -> None:
         """As `Diversion.body`."""
-        if not isinstance(exchange, InspectedExchange) or exchange.judged is None or exchange.request_ended:
+        if not isinstance(exchange, InspectedExchange) or exchange.judged is None or exchange.takes_no_more:
             super().body(exchange, data, ends=ends)
             return
         judged = exchange.judged
@@ -239,7 +239,7 @@ class InspectedDiversion(Diversion):
 
     def trailers(self, exchange: Exchange, block: Block, *, ends: bool) -> None:
         """As `Diversion.trailers`."""
-        if not isinstance(exchange, InspectedExchange) or exchange.judged is None or exchange.request_ended:
+        if not isinstance(exchange, InspectedExchange) or exchange.judged is None or exchange.takes_no_more:
             super().trailers(exchange, block, ends=ends)
             return
         judged = exchange.judged

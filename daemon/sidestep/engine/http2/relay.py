@@ -3,9 +3,9 @@
 Invariants; each part says more, and `connection` says how the parts fit together:
 
 * **HPACK contexts.** Client to app: the client's encoder is decoded (`RequestDecoder`); the app's decoder sees the same
-  bytes until it has missed a block that changed the client's table, and literals only from then on (`ToApp`). App to
-  client: never decoded; blocks of diverted streams are literals without indexing, so the client's table stays as the
-  app believes it to be.
+  bytes but while it has missed a block that changed the client's table: then blocks are written for its own (`ToApp`).
+  App to client: never decoded; blocks of diverted streams are literals without indexing, so the client's table stays
+  as the app believes it to be.
 * **Owed table size updates.** Towards the app: those of blocks that the app did not get (`ToApp`). Towards the client:
   the smallest HEADER_TABLE_SIZE that the app acknowledged since its last block (`ToClient`). Each begins the next block
   of ours in that direction.

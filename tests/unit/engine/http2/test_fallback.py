@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidestep.engine.http2.diversion import LINGER
+from sidestep.engine.http2.diversion import LINGER, LINGERING
 from sidestep.engine.leg import Ending
 from sidestep.protocols.http2 import (
     CONTINUATION,
@@ -125,6 +125,39 @@ def test_a_client_that_ends_its_request_after_an_answer_of_ours_is_not_reset() -
     ticks(talk, LINGER + 2)
     assert talk.client.of(RST_STREAM, 1) == []
     assert talk.relay.deadline is None
+
+
+def test_no_more_than_a_few_streams_wait_for_the_end_of_what_nobody_takes() -> None:
+    talk = Talk()
+    streams = range(1, 2 * LINGERING + 7, 2)
+    for stream in streams:
+        talk.divert(stream, ends=False)
+    talk.open_handler()
+    for stream in streams:
+        talk.send(frame(DATA, 0, stream, b"consumed"))
+    talk.peers.lose(talk.handlers[0])  # type: ignore[arg-type]
+    talk.peers.run()
+    assert all(talk.heads(talk.client, stream)[0][0] == (b":status", b"502") for stream in streams)
+    assert len([stream for stream in streams if talk.client.of(RST_STREAM, stream)]) == 3
+    ticks(talk, LINGER + 1)
+    assert all(talk.client.of(RST_STREAM, stream) for stream in streams)
+    assert talk.relay.idle
+
+
+def test_an_answer_that_the_client_does_not_take_wants_no_ticks() -> None:
+    talk = Talk(client={Setting.INITIAL_WINDOW_SIZE: 0})
+    talk.divert(1, ends=False)
+    talk.open_handler()
+    talk.send(frame(DATA, 0, 1, b"consumed"))
+    talk.peers.lose(talk.handlers[0])  # type: ignore[arg-type]
+    talk.peers.run()
+    assert talk.heads(talk.client, 1)[0][0] == (b":status", b"502")
+    ticks(talk, LINGER + 2)
+    assert talk.relay.deadline is None
+    talk.send(window_update(1, 1000))
+    assert talk.client.of(DATA, 1)
+    ticks(talk, LINGER + 1)
+    assert talk.client.of(RST_STREAM, 1)
 
 
 def test_when_the_second_connection_fails_too_the_client_may_try_again() -> None:

@@ -418,6 +418,21 @@ def test_a_long_body_is_read_to_its_end_and_its_stream_reset():
     assert talk.refused(1) == BLOCKED
 
 
+def test_what_follows_an_answer_of_ours_is_dropped_and_not_judged():
+    talk = Inspected(NO_SECRET, limits=InspectionLimits(window=2000), **ENFORCE)
+    talk.send(talk.head(1, request(b"/", MATCH), ends=False) + frame(DATA, 0, 1, b"a" * 2500))
+    talk.open_handler()
+    assert talk.handlers[0].of(DATA, 1, skip=24)
+    talk.peers.lose(talk.handlers[0])
+    talk.peers.run()
+    [fields] = talk.heads(talk.client, 1)
+    assert fields[0] == (b":status", b"502")
+    talk.send(frame(DATA, 0, 1, SECRET))
+    talk.send(header_frames(1, talk.encoder.encode([(b"x-trailer", SECRET)]), end_stream=True))
+    assert len(talk.heads(talk.client, 1)) == 1
+    assert not talk.client.of(RST_STREAM, 1)
+
+
 @pytest.mark.parametrize("policy", [ENFORCE, FAIL], ids=["Ignore", "Fail"])
 def test_a_body_that_does_not_come(policy):
     talk = Inspected(NO_SECRET, limits=InspectionLimits(request_seconds=3.0), **policy)
