@@ -34,6 +34,7 @@ Invariants
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -63,6 +64,11 @@ _NOTHING_SEEN: Final = {
     Event.INCOMPLETE: _INCOMPLETE,
     Event.SERVER_FIRST: "server-first",
 }
+
+_LIKE_REQUEST: Final = re.compile(rb"[A-Za-z][!-~]{0,1023}[ \t\v\f\r]+(?:/|\*|[A-Za-z][A-Za-z0-9+.-]*://)")
+"""A word, white space, and what may be the target of a request."""
+_MAY_BECOME_REQUEST: Final = re.compile(rb"[A-Za-z][!-~]{0,1023}(?:[ \t\v\f\r]+(?:[A-Za-z][A-Za-z0-9+.-]{0,31}:?/?)?)?")
+"""A beginning of it. Lines of other protocols end before it, or have another word there."""
 
 _HTTP, _HTTPS = 80, 443
 
@@ -180,15 +186,18 @@ def see(event: Event, data: bytes = b"") -> Wait | AskApp | Seen:
 
 
 def _other(data: bytes) -> Wait | Seen:
-    """What is neither TLS nor HTTP; servers skip empty lines before a request (RFC 9112 section 2.2)."""
-    rest = data.lstrip(b"\r\n")
-    if rest == data:
-        return Seen(doubt="not-http")
-    found = detect(rest) if rest else Detected.MORE
+    """What is neither TLS nor well-formed HTTP. Servers take more: they skip empty lines before a request (RFC 9112
+    section 2.2), many take any white space between its words (section 3), and any scheme or method."""
+    rest = data.lstrip(b"\r\n \t")
+    found = Detected.OTHER if rest == data else detect(rest)
     if found is Detected.MORE:
         return _more(data, 1, Seen("http", doubt="h1-leading-empty-line"))
     if found in (Detected.HTTP1, Detected.HTTP2):
         return Seen("http", doubt="h1-leading-empty-line")
+    if _LIKE_REQUEST.match(rest):
+        return Seen("http", doubt="h1-request-line")
+    if _MAY_BECOME_REQUEST.fullmatch(rest):
+        return _more(data, 1, Seen("http", doubt="h1-request-line"))
     return Seen(doubt="not-http")
 
 

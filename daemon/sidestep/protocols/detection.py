@@ -33,6 +33,8 @@ _RESPONSE = b"HTTP/"
 _FRAME_HEAD = 9
 """Bytes of the head of an HTTP/2 frame (RFC 9113 section 4.1)."""
 _SETTINGS = 4
+_SETTING = 6
+"""Bytes of one setting (section 6.5.1)."""
 
 
 def detect(data: bytes) -> Detected:
@@ -55,7 +57,9 @@ def detect(data: bytes) -> Detected:
 
 def is_http2_server(data: bytes) -> bool:
     """Whether a server says this that begins HTTP/2: SETTINGS on stream 0 (RFC 9113 section 3.4)."""
-    return len(data) >= _FRAME_HEAD and data[3] == _SETTINGS and not any(data[5:_FRAME_HEAD])
+    if len(data) < _FRAME_HEAD or data[3] != _SETTINGS or any(data[4:_FRAME_HEAD]):
+        return False
+    return int.from_bytes(data[:3]) % _SETTING == 0 and not data[0]
 
 
 def is_greeting(data: bytes) -> bool:

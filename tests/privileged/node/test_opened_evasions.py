@@ -86,12 +86,19 @@ PIPELINED = [GOOD.replace(b"Connection: close\r\n", b"") + each for each in (HOS
 """Behind a request that passes."""
 
 
+LINES = [
+    GOOD.replace(b"GET /good", target)
+    for target in (b"GET  /admin", b"GET \t/admin", b"\tGET /admin", b" GET  /admin", b"GET abc://app.test/admin")
+]
+"""Request lines that are none (RFC 9112 section 3), and that servers take for one."""
+
+
 def http1():
     return GOOD, [said for _, said, _ in HTTP1]
 
 
 def in_clear():
-    return GOOD, [*http1()[1], *HOSTS, *PIPELINED]
+    return GOOD, [*http1()[1], *HOSTS, *LINES, *PIPELINED]
 
 
 def http2():

@@ -23,6 +23,7 @@ tickets are no data and no event.
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -193,13 +194,20 @@ class PeekedBytes(_FirstBytes):
         self._tell(Event.SERVER_FIRST)
 
     def holds_app(self) -> bool:
-        """Hear no more of the app before the client, if the app has said what HTTP/2 servers say at once; returns
-        whether it has. Clients of such servers speak without having heard them (RFC 9113 section 3.4)."""
+        """Hear no more of the app before the client but its end, if the app has said what HTTP/2 servers say at once;
+        returns whether it has. Clients of such servers speak without having heard them (RFC 9113 section 3.4)."""
         if self._app is None or not is_http2_server(_peek(self._app)):
             return False
-        self._loop.remove(self._app.fileno())
+        self._loop.rebind(self._app.fileno(), self._held_app_ended, select.EPOLLRDHUP)
         self._wanted = 1  # the deadline for the rest of the client's first message begins anew
         return True
+
+    def _held_app_ended(self, mask: int) -> None:
+        """The app has waited for the client long enough: so have we."""
+        del mask
+        if self._app is not None:
+            self._loop.remove(self._app.fileno())
+        self._tell(Event.STILL_SILENT)
 
     def take_app(self) -> socket.socket | None:
         """Give out the connection to the app, if there is one. A dial that is under way is given up."""

@@ -30,7 +30,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from ipaddress import ip_address
 
-from sidestep.engine.classification import IDLE_SECONDS, AskApp, Event, Wait
+from sidestep.engine.classification import REST_SECONDS, AskApp, Event, Wait
 from sidestep.engine.outbound import Decision, Opening, Seen, blocks_whatever_follows, decide, see
 from sidestep.engine.passthrough import HeardWireRelay, WireRelay
 from sidestep.model.errors import PeerError
@@ -130,7 +130,7 @@ class OutboundSetup:
             while isinstance(found, Wait | AskApp):
                 event, more = await first.next(found, len(data))
                 if event is Event.SERVER_FIRST and first.holds_app():
-                    found = Wait(1, IDLE_SECONDS) if isinstance(found, AskApp) else found
+                    found = Wait(1, REST_SECONDS) if isinstance(found, AskApp) else found
                     continue
                 data = more
                 found = see(event, data)
