@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Final
 
 import msgspec
@@ -104,7 +104,7 @@ def record(
     *,
     policies: Sequence[str],
     redaction: Redaction,
-    pod: Collection[str],
+    pod: Collection[IPv4Address | IPv6Address],
     kubernetes: Kubernetes,
     now: int,
 ) -> Record | None:
@@ -114,10 +114,13 @@ def record(
     of the pod, and `now` is in nanoseconds since 1970.
     """
     said, told = event.event, event.event.alert
-    if told is None or not 1 <= told.gid <= len(policies) or not _are_addresses(said.src_ip, said.dest_ip):
+    if told is None or not 1 <= told.gid <= len(policies):
+        return None
+    try:
+        client, server = ip_address(said.src_ip), ip_address(said.dest_ip)  # Suricata writes IPv6 without abbreviation
+    except ValueError:
         return None
     policy = policies[told.gid - 1]
-    client, server = said.src_ip, said.dest_ip
     if said.direction == _TO_CLIENT:
         client, server = server, client
     is_outward = client in pod and server not in pod
@@ -175,13 +178,6 @@ def _http(said: _Http, redaction: Redaction) -> Http:
 
 def _bytes(told: str) -> bytes:
     return told.encode("utf-8", "backslashreplace")
-
-
-def _are_addresses(*texts: str) -> bool:
-    try:
-        return all(ip_address(each) for each in texts)
-    except ValueError:
-        return False
 
 
 def _nanoseconds(timestamp: str) -> int:

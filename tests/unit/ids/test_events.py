@@ -2,6 +2,7 @@
 
 import json
 import time
+from ipaddress import ip_address
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ KUBERNETES = Kubernetes("shop", "orders-1", "deployment/orders", "n1")
 NOW = 1_800_000_000_123_456_000
 POLICIES = ("base", "shop/orders")
 SECRET = "S3CRET"
-POD = frozenset(("10.0.0.2", "fd00::2"))
+POD = (ip_address("10.0.0.2"), ip_address("fd00::2"))
 
 
 def said(**more):
@@ -76,6 +77,7 @@ def test_what_policies_redact_is_redacted():
         ("10.0.0.2", "10.0.0.1", "to_server", "egress"),
         ("10.0.0.1", "10.0.0.2", "to_client", "egress"),
         ("fd00::2", "fd00::1", "to_server", "egress"),
+        ("fd00:0000:0000:0000:0000:0000:0000:0002", "fd00:0000:0000:0000:0000:0000:0000:0001", "to_server", "egress"),
         ("10.0.0.2", "10.0.0.2", "to_server", None),
         ("10.0.0.2", "10.0.0.1", None, "egress"),
     ],

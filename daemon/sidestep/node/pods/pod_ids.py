@@ -315,7 +315,7 @@ class PodIds:
                     event,
                     policies=wanted.policies,
                     redaction=wanted.redaction,
-                    pod=frozenset(map(str, self._pod.ips)),
+                    pod=self._pod.ips,
                     kubernetes=kubernetes,
                     now=time.time_ns(),
                 )
