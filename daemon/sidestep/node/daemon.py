@@ -144,6 +144,8 @@ class _Daemon:
         self._cluster: ClusterService | None = None
         self._source: InventorySource
         self._reader = Reader(manifests=options.manifests is not None)
+        self._pod_reader = Reader()
+        """For sessions: its children live for minutes, and must not end when a certificate's file system hangs."""
         self._stop = _Stop()
         self._log = logs.get_logger("node")
         self._shown = ShownChanges()
@@ -157,6 +159,7 @@ class _Daemon:
         self._log.info("starting", version=__version__, pid=os.getpid(), manifests=str(self._options.manifests))
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._reader.close)
+            undo.callback(self._pod_reader.close)
             ground = await self._ground(undo)
             if ground is not None:
                 undo.push_async_callback(ground.supervisor.aclose)
@@ -301,7 +304,7 @@ class _Daemon:
         )
         sessions.world = NodePodWorld(
             inventory=lambda: controller.inventory,
-            reader=self._reader,
+            reader=self._pod_reader,
             target=reconciler.target,
             denied=lambda: controller.settings.outbound_deny,
             node_addresses=partial(own_addresses, in_pod=self._cluster is not None),

@@ -384,7 +384,8 @@ async def _answer(sock: socket.socket, keep: list[int] | None) -> tuple[Answer, 
             answer, fd = _decoded(*packet)
             if not isinstance(answer, Started):
                 if keep is not None and pidfd >= 0:
-                    keep.append(os.dup(pidfd))
+                    keep.append(pidfd)
+                    pidfd = -1
                 return answer, fd
             if fd is None or pidfd >= 0:
                 raise PeerError("a one-shot reader does not say who it is")
