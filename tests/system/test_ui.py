@@ -77,7 +77,9 @@ def chromium(loopback, downloads):
 def served(orders, loopback, *words):
     """A command with a page; the process and the address it prints."""
     line = loopback.enter([SIDESTEP, *words, "-n", "shop", "--socket", orders.node.socket])
-    log = orders.folder / f"{words[0]}.err"
+    log = (
+        orders.folder / f"{words[0]}-{len([*orders.folder.glob('*.err')])}.err"
+    )  # the folder is that of all tests here
     process = Process(line, log=log, stdout=log.with_suffix(".out"))
     try:
         address = until(lambda: re.search(r"Page: (http://\S+)", process.text()), within=20, what=process.text)

@@ -29,6 +29,8 @@ GUARDED = {
     "laptop/local_client.py": dict.fromkeys(
         ("AF_UNIX", "SO_PEERCRED", "create_unix_connection", "getuid"), "behind has_local_mode()"
     ),
+    "laptop/file_snapshot.py": {"geteuid": "behind hasattr(os, 'geteuid')"},
+    "laptop/outbound/local_user.py": dict.fromkeys(("AF_NETLINK", "geteuid"), "behind a look at sys.platform"),
     "tunnel/channel.py": dict.fromkeys(("POLLHUP", "POLLIN", "poll"), "behind hasattr(select, 'poll')"),
     "tunnel/node_tls.py": dict.fromkeys(("MFD_CLOEXEC", "memfd_create"), "the daemon's certificate"),
 }
