@@ -60,7 +60,7 @@ _LATE: Final = frozenset((_INCOMPLETE, _SILENT))
 """Doubts about a client that may still say anything."""
 _NOTHING_SEEN: Final = {
     Event.STILL_SILENT: _SILENT,
-    Event.EOF: _SILENT,
+    Event.EOF: "client-ended",
     Event.INCOMPLETE: _INCOMPLETE,
     Event.SERVER_FIRST: "server-first",
 }

@@ -310,3 +310,8 @@ def test_what_an_address_alone_blocks(rule, mode, blocked):
     if blocked:
         assert decide(policies, FACTS, Seen(), 0.0).blocks
     assert not blocks_whatever_follows(policies, ip_address("10.0.0.1"), 443)
+
+
+def test_a_client_that_ends_without_a_byte_can_hide_no_request():
+    assert not see(Event.EOF).may_hide_request
+    assert see(Event.STILL_SILENT).may_hide_request
