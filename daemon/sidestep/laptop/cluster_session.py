@@ -125,6 +125,7 @@ class ClusterSession:
             either: set[asyncio.Future[Any]] = {creating, self._over}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not creating.done():
+                created = await self._created(creating)
                 return self._over.result()
             created = creating.result()
             self._serve(created)
@@ -188,6 +189,14 @@ class ClusterSession:
                     self._refused(self._explained(error, "patch"))
             else:
                 self._refused_since = None
+
+    async def _created(self, creating: asyncio.Future[Resource]) -> Resource | None:
+        """Return what was being created when the session was stopped, so that it is deleted; None where nothing was."""
+        try:
+            async with time_limit(FAREWELL):
+                return await asyncio.shield(creating)
+        except (TimeoutError, SidestepError):
+            return None
 
     async def _delete(self, created: Resource | None) -> None:
         if created is None:

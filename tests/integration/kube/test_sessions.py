@@ -172,6 +172,31 @@ def test_a_new_daemon_takes_over_the_nodes_entry_and_the_session():
     run(test)
 
 
+def test_what_is_created_while_the_session_is_stopped_is_deleted(monkeypatch):
+    create = Api.create
+
+    async def test(api):
+        made, answers = asyncio.Event(), asyncio.Event()
+
+        async def late(*arguments):
+            answer = await create(*arguments)
+            made.set()
+            await answers.wait()
+            return answer
+
+        monkeypatch.setattr(Api, "create", late)
+        laptop = Laptop(api)
+        await made.wait()
+        assert resource(api)["spec"]["owner"] == "ada"
+        ending = asyncio.ensure_future(laptop.end())
+        await asyncio.sleep(0.1)
+        answers.set()
+        await ending
+        assert resource(api) is None
+
+    run(test)
+
+
 def test_an_interruption_has_the_reason_that_the_daemon_gave():
     async def test(api):
         node = Daemon(api)
