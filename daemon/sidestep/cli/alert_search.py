@@ -69,11 +69,7 @@ def specs_of(known: InspectedWorkloads, alert_id: str, *, namespace: str, worklo
     places = known.places
     if workload:
         wanted = parse_workload(workload)
-        places = {
-            name: port
-            for name, port in places.items()
-            if name.partition("/")[2] == wanted.name and wanted.kind in {None, name.partition("/")[0]}
-        }
+        places = {name: port for name, port in places.items() if wanted.means(*name.split("/", 1))}
     if not places:
         what = f"{workload} in namespace {namespace}" if workload else f"a workload of namespace {namespace}"
         raise RefusedError(

@@ -43,7 +43,7 @@ def readable_ports(backend: Backend, namespace: str, workload: str, *, whole: bo
     in_cluster = isinstance(backend, ClusterAccess)
     wanted = parse_workload(workload)
     for each in _workloads(backend, namespace):
-        if each.namespace == namespace and each.name == wanted.name and wanted.kind in {None, each.kind}:
+        if each.namespace == namespace and wanted.means(each.kind, each.name):
             found = [
                 str(port.number)
                 for port in each.ports

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Final
 
 from sidestep.aio.open_flags import open_flags
+from sidestep.aio.os_reason import os_reason
 from sidestep.model.errors import ConfigurationError, PeerError
 from sidestep.model.text import harmless
 from sidestep.protocols.file_frames import MAX_ENTRIES, MAX_PARTS, MAX_PATH, Entry, Frames, Problem, Summary, Whole
@@ -363,5 +364,4 @@ def _checked(path: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    number = error.errno if isinstance(error, OSError) else None
-    return os.strerror(number).lower() if number else "this system cannot have such a name"
+    return os_reason(error) if isinstance(error, OSError) else "this system cannot have such a name"

@@ -20,6 +20,7 @@ from typing import cast
 import h11
 import msgspec
 
+from sidestep.aio.os_reason import os_reason
 from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.retry import Retry
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
@@ -103,7 +104,7 @@ class LocalClient:
             if isinstance(error, PermissionError):
                 raise UnreachableError(f"you may not connect to {self.path}: permission denied; try sudo") from error
             raise UnreachableError(
-                f"no node daemon answers on {self.path} ({_reason(error)}); "
+                f"no node daemon answers on {self.path} ({os_reason(error)}); "
                 "start one with: sidestep node --manifests DIR"
             ) from error
         if uid not in {0, os.getuid()}:
@@ -244,7 +245,3 @@ def _problem(status: int, body: bytes) -> str:
         return msgspec.json.decode(body, type=_Problem).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         return f"the node daemon refused with status {status}"
-
-
-def _reason(error: OSError) -> str:
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()

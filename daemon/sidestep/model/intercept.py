@@ -81,6 +81,10 @@ class WorkloadRef:
     def __str__(self) -> str:
         return f"{self.kind}/{self.name}" if self.kind else self.name
 
+    def means(self, kind: str, name: str) -> bool:
+        """Whether this is what the user named; without a kind he named all that have the name."""
+        return name == self.name and self.kind in {None, kind}
+
 
 @dataclass(frozen=True, slots=True)
 class Intercept:

@@ -33,6 +33,5 @@ def is_of(intercept: Intercept, *, namespace: str, pod: str, workload: str | Non
     """Whether an alert of this pod is the session's. `workload` is the pod's as `kind/name`, None without one."""
     wanted = intercept.workload
     kind, _, name = (workload or f"pod/{pod}").partition("/")
-    is_workload = name == wanted.name and wanted.kind in {None, kind}
-    is_pod = pod == wanted.name and wanted.kind in {None, "pod"}
-    return namespace == intercept.namespace and (is_workload or is_pod) and intercept.pod in {None, pod}
+    is_wanted = wanted.means(kind, name) or wanted.means("pod", pod)
+    return namespace == intercept.namespace and is_wanted and intercept.pod in {None, pod}

@@ -368,11 +368,12 @@ def encode(fields: Iterable[Field], never: frozenset[int] = NONE) -> bytes:
     return b"".join(parts)
 
 
-def written(field: Field, pattern: int) -> bytes:
-    """One field as a literal: `pattern` 0x00 without indexing, 0x10 never to be indexed (section 6.2)."""
+def written(field: Field, pattern: int, bits: int = 4) -> bytes:
+    """One field as a literal (section 6.2): `pattern` 0x00 without indexing, 0x10 never to be indexed, or 0x40, which
+    leaves 6 `bits` to the index of the name, with incremental indexing."""
     name, value = field
     index = STATIC_NAMES.get(name, 0)
-    start = integer(index, 4, pattern)
+    start = integer(index, bits, pattern)
     if not index:
         start += integer(len(name), 7, 0) + name
     return start + integer(len(value), 7, 0) + value

@@ -16,7 +16,7 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from sidestep.protocols.hpack import ENTRY, State, encode, integer, written
-from sidestep.protocols.hpack_static import LAST_STATIC, STATIC_FIELDS, STATIC_NAMES, Field
+from sidestep.protocols.hpack_static import LAST_STATIC, STATIC_FIELDS, Field
 
 _INDEXED: Final = [integer(index, 7, 0x80) for index in range(256)]
 """Indexed fields (section 6.1) by their index."""
@@ -73,19 +73,14 @@ class DynamicTable:
 
     def _add(self, field: Field) -> bytes:
         """A literal with incremental indexing (section 6.2.1)."""
-        name, value = field
-        index = STATIC_NAMES.get(name, 0)
-        start = integer(index, 6, 0x40)
-        if not index:
-            start += integer(len(name), 7, 0) + name
-        size = ENTRY + len(name) + len(value)
+        size = ENTRY + len(field[0]) + len(field[1])
         self._shrink(self.capacity - size)
         if size <= self.capacity:
             self._entries.append(field)
             self._inserted += 1
             self._numbers[field] = self._inserted
             self._size += size
-        return start + integer(len(value), 7, 0) + value
+        return written(field, 0x40, 6)
 
     def _shrink(self, size: int) -> None:
         """Drop the oldest entries until no more than `size` bytes are left, or nothing (section 4.4)."""

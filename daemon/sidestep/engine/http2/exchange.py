@@ -240,7 +240,7 @@ class Exchange:
 
     @property
     def takes_no_more(self) -> bool:
-        """The request has ended, or is answered by a response of ours or a broken off one: what comes is dropped."""
+        """The request has ended, or its stream is reset as soon as the response is written: what comes is dropped."""
         return self.request_ended or self.reset_after is not None
 
     @property

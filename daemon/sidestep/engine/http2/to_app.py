@@ -12,7 +12,7 @@ decoder is `in_step` with the client's encoder:
       v
     in step      as before
 
-DynamicTable size updates of a block that the app does not get are owed to it and begin the next one (section 4.2).
+Table size updates of a block that the app does not get are owed to it and begin the next one (section 4.2).
 
 Never falling out of step is the usual case where filters are about paths: encoders of curl, Envoy, nginx and browsers
 leave paths out of their tables, so a diverted request like others before it adds nothing. When it is the first one of
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sidestep.protocols.hpack_static import Field
 
 Updates = tuple[int, int] | None
-"""DynamicTable size updates: the smallest and the last of them, in bytes."""
+"""Table size updates: the smallest and the last of them, in bytes."""
 
 _NO_FIELDS: Final[frozenset[Field]] = frozenset()
 _UNUSED: Final = DynamicTable(INITIAL)
@@ -71,9 +71,7 @@ class ToApp:
     def write_block(self, stream: int, block: Block, *, ends: bool, priority: bytes) -> None:
         """Write a header block for a decoder that is out of step."""
         table = self._table
-        owed = self._owed
-        if owed is not None or block.updates is not None:
-            owed = _merge(owed, block.updates)
+        owed = _merge(self._owed, block.updates)
         written = b""
         if owed is not None:
             self._owed = None

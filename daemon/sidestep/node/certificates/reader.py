@@ -245,7 +245,7 @@ class Reader:
                 raise ReadError(reason) from error
 
     async def _ask(self, request: Request, keep: list[int] | None = None) -> tuple[Answer, int | None]:
-        """Send a request; returns the answer and its descriptor. A duplicate of the child's pidfd goes to `keep`.
+        """Send a request; returns the answer and its descriptor. The child's pidfd goes to `keep`; its owner closes it.
 
         Raises _ChildLostError, KernelError, PeerError.
         """

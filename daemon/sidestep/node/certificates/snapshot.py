@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from sidestep.aio.os_reason import os_reason
 from sidestep.model.errors import ConfigurationError, PeerError
 from sidestep.node.certificates.below_root import (
     RESOLVE_BENEATH,
@@ -173,7 +174,7 @@ class Walk:
         try:
             handle = openat2(self.root, path.lstrip(b"/") or b".", _HANDLE, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
         except OSError as error:
-            self._leave_out(path, _reason(error), asked=self.asked)
+            self._leave_out(path, os_reason(error), asked=self.asked)
             return
         try:
             for parent in _parents(path):
@@ -196,7 +197,7 @@ class Walk:
         try:
             handle = openat2(level.fd, name, _HANDLE | os.O_NOFOLLOW, _HERE)
         except OSError as error:
-            self._leave_out(place, _reason(error))
+            self._leave_out(place, os_reason(error))
             return
         try:
             self._any(handle, place)
@@ -221,7 +222,7 @@ class Walk:
             else:
                 self._file(handle, place, status, asked=asked)
         except OSError as error:
-            self._leave_out(place, _reason(error), asked=asked)
+            self._leave_out(place, os_reason(error), asked=asked)
 
     def _enter(self, handle: int, place: bytes, status: os.stat_result) -> None:
         if len(self._levels) > MAX_DEPTH:
@@ -288,10 +289,6 @@ class Walk:
         except OSError as error:
             raise _UnreadError("nobody reads the snapshot") from error
         self._unsent.clear()
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or "it cannot be read").lower()
 
 
 def _is_too_long(place: bytes) -> bool:
