@@ -79,7 +79,10 @@ def inspector(shop: Shop, *, but: int = 0) -> int:
     """Wait for the pod's inspector, another than `but`; returns its pid."""
 
     def look() -> int:
-        wanted = uid_of(shop.proxy()) + ABOVE
+        try:
+            wanted = uid_of(shop.proxy()) + ABOVE
+        except (FileNotFoundError, ProcessLookupError):
+            return 0  # the proxy that status still named has just ended
         return max((pid for pid, uid in processes().items() if uid == wanted and pid != but and alive(pid)), default=0)
 
     return until(look, within=20, what=lambda: f"an inspector: {processes()} {shop.conditions()}")
