@@ -53,18 +53,21 @@ help: ## Show this list
 demo: setup ## Tell the story once: a real nginx, a real handler, every promise observed
 	@$(BIN)/python -m tests.demo
 
-# Files of the other tests run side by side too: they wait more than they compute, and what they make is named after their
-# process. Tests with the marker `alone` measure time or count what the whole machine holds; they run one by one.
+# Files of the tests with real parts run side by side: they wait more than they compute, and what they make is named after
+# their process. Tests with the marker `alone` measure time or count what the whole machine holds; they run one by one.
 BESIDE := -n 4 --dist loadfile -m "not alone"
+# Files with such tests: to collect all others takes most of a minute.
+ALONE = $$(grep -rlw --include='test_*.py' mark.alone tests)
 # The tests that take longest are named at the end of each part.
-PYTEST = $(BIN)/python -m pytest -q --cache-clear --durations=15 --durations-min=4
+OPTIONS := -q --cache-clear --durations=15 --durations-min=4
+PYTEST = $(BIN)/python -m pytest $(OPTIONS)
 # What follows a run in which tests failed (1), not one that was interrupted: see tests/again.py.
 AGAIN = || { [ $$? = 1 ] && $(BIN)/python -m tests.again; }
 
 .PHONY: test
-test: setup coverage ## Run every test, privileged ones included, and measure branch coverage (needs root)
-	@$(PYTEST) $(BESIDE) tests/integration tests/privileged tests/system $(AGAIN)
-	@$(PYTEST) -m alone $(AGAIN)
+test: setup ## Run every test, privileged ones included, and measure branch coverage (needs root)
+	@$(BIN)/python -m tests.side_by_side $(OPTIONS) $(BESIDE) tests/integration tests/privileged tests/system
+	@$(PYTEST) -m alone $(ALONE) $(AGAIN)
 
 # FILES=tests/a,tests/b: also in another root, e.g. make debian13 TARGET="test-files FILES=tests/privileged/ids".
 FILES := tests/unit
@@ -82,12 +85,15 @@ test-quick: setup ## Unit tests, integration tests and the demo, at most five mi
 # The least share of lines and branches together, in percent, that the unit tests alone must reach in each package.
 COVERED := model:99 config:97 policy:96 protocols:99 engine:96 node/planning:98
 COVERAGE = $(BIN)/python -m coverage
+# Other tests may run meanwhile, and keep what failed among them (tests/side_by_side.py).
+UNIT_CACHE := .cache/pytest-unit
 
 .PHONY: coverage
 coverage: $(VENV)/.stamp ## Run the unit tests and measure the branch coverage of the packages that do no I/O
 	@mkdir -p build .cache/coverage
 	@$(COVERAGE) erase
-	@$(COVERAGE) run -m pytest -q --cache-clear -n auto --dist loadfile -m "not alone" tests/unit $(AGAIN)
+	@$(COVERAGE) run -m pytest -q --cache-clear -o cache_dir=$(UNIT_CACHE) -n auto --dist loadfile -m "not alone" tests/unit \
+		|| { [ $$? = 1 ] && $(BIN)/python -m tests.again $(UNIT_CACHE); }
 	@$(COVERAGE) combine -q
 	@for each in $(COVERED); do \
 		package=$${each%:*} least=$${each#*:}; \

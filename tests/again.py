@@ -1,4 +1,4 @@
-"""Runs the tests that have failed beside others once more, by themselves: `python -m tests.again`.
+"""Runs the tests that have failed beside others once more, by themselves: `python -m tests.again [CACHE]`.
 
 Most tests wait for real processes, several at a time on two cores, with hundreds of others before and after them. One
 failure in a run of thousands says little about the test that has it, and a run that fails for it says nothing about the
@@ -22,8 +22,8 @@ from typing import Final, NoReturn
 
 MOST: Final = 4
 """Failed tests that are run again."""
-CACHE: Final = Path(".pytest_cache")
-"""Where pytest keeps what failed last; the run before begins with `--cache-clear`."""
+CACHE: Final = ".pytest_cache"
+"""Where pytest keeps what failed last unless told another folder; the run before begins with `--cache-clear`."""
 
 
 def failed(cache: Path) -> list[str]:
@@ -36,11 +36,12 @@ def failed(cache: Path) -> list[str]:
 
 def main() -> NoReturn:
     """Replace this process by pytest, or exit with 1."""
-    tests = failed(CACHE)
+    cache = sys.argv[1] if len(sys.argv) > 1 else CACHE
+    tests = failed(Path(cache))
     if not 0 < len(tests) <= MOST:
         sys.exit(f"sidestep: {len(tests)} tests failed; of 1 to {MOST} each would be run again by itself")
     print(f"sidestep: {len(tests)} failed; each must pass by itself:", *tests, sep="\n  ", flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", *tests])
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={cache}", *tests])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL = 0.01
-"""Seconds between two looks at a condition."""
+"""Seconds between the first two looks at a condition."""
+LAZY = 0.1
+"""The seconds between two looks grow to this share of the time waited: looking costs those who are waited for."""
+LAZIEST = 0.06
+"""Seconds between two looks, unless a test names more."""
 SLACK = 4.0
 """How many times as long as a test says a condition may take. Tests say what is plenty on an idle machine; they run
 beside others, on machines that have other things to do, and a condition that comes true late is no fault."""
@@ -25,12 +29,13 @@ def until(condition: Callable[[], T], *, within: float, what: str | Callable[[],
     `within` is seconds on an idle machine, `what` completes "waited for …". Raises DeadlineError.
     """
     within *= SLACK
-    deadline = time.monotonic() + within
+    begin = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() >= deadline:
+        waited = time.monotonic() - begin
+        if waited >= within:
             text = what() if callable(what) else what
             raise DeadlineError(f"waited {within:g} s for {text}")
-        time.sleep(every)
+        time.sleep(max(every, min(LAZY * waited, LAZIEST)))

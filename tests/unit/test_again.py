@@ -17,13 +17,14 @@ def test_once():
 """
 
 
-def first_and_again(folder, text):
+def first_and_again(folder, text, *cache):
     """The exit codes of both runs, and what the second printed."""
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_it.py").write_text(text)
     command = [sys.executable, "-m", "pytest", "-q", "--cache-clear", "-n", "1", "test_it.py"]
+    command += [option for name in cache for option in ("-o", f"cache_dir={name}")]
     first = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
-    command = [sys.executable, str(ROOT / "tests" / "again.py")]
+    command = [sys.executable, str(ROOT / "tests" / "again.py"), *cache]
     again = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     return first.returncode, again.returncode, again.stdout + again.stderr
 
@@ -42,6 +43,12 @@ def test_what_failed_runs_again_and_decides(tmp_path, text, code, said):
     assert (first, again) == (1, code), output
     assert said in output
     assert (code == 0) is ("test_it.py::test_once" in output and "failed, " not in output)
+
+
+def test_each_of_two_runs_has_its_own_record(tmp_path):
+    first, again, output = first_and_again(tmp_path, ONCE, "one")
+    assert (first, again) == (1, 0), output
+    assert not (tmp_path / ".pytest_cache").exists()
 
 
 def test_nothing_runs_again_where_nothing_failed(tmp_path):
