@@ -1,4 +1,4 @@
-"""Access to the pods' world on the real cluster: the right of its own, variables, files, and how it ends."""
+"""Access to the pods' world on the real cluster: the right of its own, variables, files, connections, how it ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import cluster as clusters
+from tests.e2e import images, machine
 from tests.e2e import shop as shops
+from tests.harness.namespaces import run
 from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.waiting import until
@@ -18,6 +21,9 @@ PLURAL = "podaccesses.sidestep.dev"
 ROLE = "sidestep-pod-access"
 PASSWORD = 'it\'s a "$ecret"'
 FILTER = ("--http-header", "x-dev=ada")
+BILLING = "http://billing.pay:8080/"
+"""What only pods reach: a Service of another namespace, by the name that they have for it."""
+ACCESSES = "/tmp/accesses"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,9 +34,46 @@ def role(product, shop):
 
 
 @pytest.fixture(scope="module")
-def worker(cluster, shop):
+def billing(cluster):
+    """Service `billing` in namespace `pay`, and its pod, which is the name server of the worker, too: the cluster has
+    none."""
+    config = f"events {{}} http {{ server {{ listen 8080; access_log {ACCESSES}; return 200 billing; }} }}"
+    known = ["--address=/billing.pay.svc.cluster.local/$(POD_IP)", "--local=/cluster.local/"]
+    names = ["dnsmasq", "-k", "-C", "/dev/null", "--no-resolv", "--no-hosts", "--user=root", *known]
+    address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    billing = {
+        "name": "billing",
+        "command": ["sh", "-c", f"echo '{config}' > /tmp/conf; exec nginx -c /tmp/conf -g 'daemon off;'"],
+        "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
+    }
+    image = {"image": images.APP, "imagePullPolicy": "Never"}
+    containers = [{**billing, **image}, {"name": "names", "command": names, "env": [address], **image}]
+    of_pod = {"terminationGracePeriodSeconds": 0, "containers": containers}
+    labels, ports = {"app": "billing"}, [{"name": "http", "port": 8080}]
+    service = {"selector": labels, "ports": ports, "clusterIP": "None"}
+    cluster.apply(*clusters.namespaces("pay"))
+    cluster.apply(
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "billing"}, "spec": service},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "billing", "labels": labels}, "spec": of_pod},
+        namespace="pay",
+    )
+    try:
+        yield cluster.wait_pods("pay", "app=billing", 1)[0]
+    finally:
+        cluster.kubectl("delete", "namespace", "pay", "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def worker(cluster, shop, billing):
     """A Deployment whose process keeps its variables, which nginx does not; one is of a Secret. Its pod."""
-    of_pod = shops.pod_spec()
+    of_pod = shops.pod_spec(
+        dnsPolicy="None",
+        dnsConfig={
+            "nameservers": [billing.ip],
+            "searches": ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"],
+            "options": [{"name": "ndots", "value": "5"}],
+        },
+    )
     container = of_pod["containers"][0]
     del container["readinessProbe"]
     container["command"] = ["sleep", "infinity"]
@@ -89,12 +132,14 @@ def spec(**more):
     return json.dumps(document)
 
 
-@pytest.mark.parametrize("words", [("env",), ("files", "/etc/orders", "--to", "COPY")])
+@pytest.mark.parametrize(
+    "words", [("env",), ("files", "/etc/orders", "--to", "COPY"), ("connect", "--", "touch", "COPY")]
+)
 def test_who_lacks_the_role_is_told_verb_and_role(cluster, product, shop, tmp_path, words):
     """A developer, who may intercept."""
     to = tmp_path / "copy"
     name, *options = (to if word == "COPY" else word for word in words)
-    refused = product.run(name, "deploy/orders", *options, "-n", shop.namespace, user=DEVELOPER, within=40)
+    refused = product.run(name, "deploy/orders", "-n", shop.namespace, *options, user=DEVELOPER, within=40)
     assert refused.code == 1
     assert f"you may not create {PLURAL} in namespace {shop.namespace}" in refused.error
     assert f"--clusterrole={ROLE} --user={DEVELOPER}" in refused.error
@@ -167,17 +212,53 @@ def test_files_are_those_of_the_containers_volumes(cluster, product, shop, tmp_p
     assert "/proc/1/environ: an interface of the kernel" in done.stderr
 
 
-def test_a_handler_finds_both(cluster, product, shop, worker):
+def test_a_pod_connects_to_a_service_of_another_namespace(cluster, product, shop, billing, worker):
+    """By its name there, and from the pod's address. What the node denies is denied."""
+    curl = ("--", "curl", "-sS", "--max-time", "30")
+    done = product.run("connect", "deploy/worker", "-n", shop.namespace, *curl, BILLING, user=EVE, within=60)
+    assert (done.code, done.stdout) == (0, "billing"), done.stderr
+    assert f"{worker.ip} " in cluster.kubectl("exec", "-n", "pay", "billing", "-c", "billing", "--", "cat", ACCESSES)
+    api = f"https://{machine.NODE_IP}:10250/"
+    denied = product.run("connect", "deploy/worker", "-n", shop.namespace, *curl, api, user=EVE, within=60)
+    assert denied.code != 0
+    assert "is refused: it is the node's own" in denied.stderr
+    assert cluster.get("podaccesses", namespace=shop.namespace) == []
+    until(lambda: not product.steering(worker).links, within=45, every=0.5, what="the pod to be released")
+
+
+def test_connections_end_with_the_resource(cluster, product, shop, billing, worker, tmp_path):
+    """In the middle of one, which the server has then, and after that has not."""
+    open_ones = ("nsenter", f"--target={cluster.processes(billing)[0]}", "--net", "ss", "-Htn", "state", "established")
+    through = lambda: f" {worker.ip}:" in run(*open_ones)  # noqa: E731
+    talk = "sleep 600 | curl -sS --proxytunnel -x $HTTP_PROXY telnet://billing.pay:8080"
+    words = [SIDESTEP, "connect", "deploy/worker", "-n", shop.namespace, "--", "sh", "-c", talk]
+    with Process(cluster.command(*words, user=EVE), log=tmp_path / "connect.log", patience=10) as process:
+        begun = lambda: through() or not process.running  # noqa: E731
+        until(begun, within=40, every=0.1, what=lambda: f"the connection: {process.text()}")
+        [access] = cluster.get("podaccesses", namespace=shop.namespace)
+        assert access["spec"]["allow"] == ["Network"]
+        cluster.kubectl("delete", "podaccess", access["metadata"]["name"], "-n", shop.namespace, "--wait=false")
+        assert process.wait(40) == 1, process.text()
+    assert "has ended: somebody deleted it" in process.text()
+    assert "Traceback" not in process.text()
+    until(lambda: not through(), within=20, every=0.2, what="the server to lose the connection")
+    until(lambda: not product.steering(worker).links, within=45, every=0.5, what="the pod to be released")
+
+
+def test_a_handler_finds_all_of_it(cluster, product, shop, worker):
     """The right for it is given to a developer by the command that a refusal prints."""
     binding = ("rolebinding", f"{ROLE}-{DEVELOPER}")
     cluster.kubectl("create", *binding, f"--clusterrole={ROLE}", f"--user={DEVELOPER}", "-n", shop.namespace)
     try:
-        words = ("intercept", "deploy/worker", "-n", shop.namespace, "--port", "9:8080", "--env", "--files", "--")
-        program = 'echo "password $DB_PASSWORD in $SIDESTEP_ROOT"; cat "$SIDESTEP_ROOT/etc/orders/nginx.conf"'
+        words = ("intercept", "deploy/worker", "-n", shop.namespace, "--port", "9:8080")
+        words += ("--env", "--files", "--outbound", "--")
+        program = 'echo "password $DB_PASSWORD in $SIDESTEP_ROOT"; cat "$SIDESTEP_ROOT/etc/orders/nginx.conf"; '
+        program += f"curl -sS --max-time 30 {BILLING}"
         done = product.run(*words, "sh", "-ec", program, user=DEVELOPER, within=60)
         assert done.code == 0, done.stderr
         assert f"password {PASSWORD} in /" in done.stdout
         assert "ssl_certificate_key /etc/orders-tls/tls.key;" in done.stdout
+        assert done.stdout.endswith("billing"), done
     finally:
         cluster.kubectl("delete", *binding, "-n", shop.namespace)
     until(lambda: not product.steering(worker).links, within=45, every=0.5, what="the pod to be released")
@@ -232,7 +313,9 @@ def test_another_kind_of_session_has_no_field_for_it(cluster, product, shop):
         cluster.kubectl_result("delete", "intercept", "greedy", "-n", shop.namespace, "--ignore-not-found")
 
 
-@pytest.mark.parametrize("wrong", [{}, {"allow": []}, {"allow": ["Everything"]}, {"session": {}}, {"container": 5}])
+@pytest.mark.parametrize(
+    "wrong", [{}, {"allow": []}, {"allow": ["Everything"]}, {"session": {}}, {"container": 5}, {"allowLoopback": "yes"}]
+)
 def test_the_api_server_refuses_what_it_can_judge(cluster, product, shop, wrong):
     """Without anything wrong it takes the resource."""
     words = ("create", "--dry-run=server", "-f", "-", "-n", shop.namespace)
