@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from sidestep.tunnel.access import Line
     from sidestep.tunnel.stream import Stream
 
-ANSWER: Final = 30.0
-"""Seconds within which a request is granted or refused."""
+ANSWER: Final = 60.0
+"""Seconds within which a request is granted or refused: longer than the daemon takes (`node.sessions.access.GRANT`),
+whose reason says more."""
 READY: Final = 30.0
 """Seconds for which a request waits for a pod."""
 WITHDRAWAL: Final = 1.0

@@ -69,7 +69,7 @@ from sidestep.node.certificates.requests import (
 )
 from sidestep.node.proxy_uids import READER
 from sidestep.protocols.pem import KEYS, blocks
-from sidestep.sandbox import capabilities, landlock
+from sidestep.sandbox import capabilities, landlock, priorities
 from sidestep.sandbox import rlimits as limits
 
 SPELLINGS: Final = (("tls.crt", "tls.key", "ca.crt"), ("cert-chain.pem", "key.pem", "root-cert.pem"))
@@ -387,6 +387,7 @@ def _names(request: NamesRequest) -> tuple[Payload, int]:
 
 def _send_files(request: FilesRequest, answers: socket.socket) -> None:
     """Answer with a socket and send a snapshot to it. Raises SidestepError before the answer."""
+    priorities.yield_to_others()
     opened = container_root.open_container(request.pid, request.birth, request.root)
     _limit(cpu=snapshot.CPU, wall=snapshot.PROGRESS, descriptors=snapshot.DESCRIPTORS)
     reading = opened.reading
@@ -395,11 +396,14 @@ def _send_files(request: FilesRequest, answers: socket.socket) -> None:
     _set_parent_death_signal()
     landlock.deny_writing()
     paths = snapshot.wanted_paths(request.paths, snapshot.volumes(opened.mounts))
+    within = snapshot.paths_within(request.paths, paths)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
         with theirs:
             send_packet(answers, msgspec.msgpack.encode(Streaming()), theirs.fileno())
-        walk = snapshot.Walk(opened.fd, ours, request.max_bytes, asked=bool(request.paths), alive=_progress)
+        walk = snapshot.Walk(
+            opened.fd, ours, request.max_bytes, asked=bool(request.paths), within=within, alive=_progress
+        )
         walk.run(paths)
 
 

@@ -60,6 +60,8 @@ PARALLEL: Final = 4
 """Children running at the same time."""
 SNAPSHOTS: Final = 2
 """Snapshots of files that are sent at the same time."""
+SNAPSHOT_WAIT, SNAPSHOT_LOOK = 15.0, 0.1
+"""Seconds for which another one waits, and after which it looks whether one has ended."""
 
 _NOTHING: Final = StampRequest(Folder((), ""))
 """A stamp request without files, which is answered as soon as the reader has started."""
@@ -94,6 +96,8 @@ class Reader:
         self._ended: list[subprocess.Popen[bytes]] = []
         self._kills = 0
         self._snapshots: list[Snapshot] = []
+        self._next_snapshot = asyncio.Lock()
+        """Held by the one that waits for a place; the others wait behind it."""
         self._opening = 0
         """Snapshots that have been asked for."""
         self._started = False
@@ -161,13 +165,11 @@ class Reader:
     async def files(self, request: FilesRequest) -> socket.socket:
         """Begin a snapshot of files; returns the socket that its frames come from. Closing it ends the snapshot.
 
-        At most `SNAPSHOTS` are sent at the same time. Raises ReadError, KernelError, PeerError.
+        At most `SNAPSHOTS` are sent at the same time; another one waits for `SNAPSHOT_WAIT` seconds. Raises ReadError,
+        KernelError, PeerError.
         """
-        self._snapshots = [each for each in self._snapshots if not each.over()]
-        if len(self._snapshots) + self._opening >= SNAPSHOTS:
-            raise ReadError(f"the node sends {SNAPSHOTS} snapshots of files already; try again later")
+        await self._room_for_snapshot()
         children: list[int] = []
-        self._opening += 1
         try:
             answer, fd = await self._by_child(
                 request,
@@ -187,6 +189,20 @@ class Reader:
             return snapshot
         _close_all([*children, *([] if fd is None else [fd])])
         raise _error(answer)
+
+    async def _room_for_snapshot(self) -> None:
+        """Wait for one of `SNAPSHOTS` places, first come, first served, and count as opening. Raises ReadError."""
+        try:
+            async with time_limit(SNAPSHOT_WAIT), self._next_snapshot:
+                while True:
+                    self._snapshots = [each for each in self._snapshots if not each.over()]
+                    if len(self._snapshots) + self._opening < SNAPSHOTS:
+                        self._opening += 1
+                        return
+                    await asyncio.sleep(SNAPSHOT_LOOK)
+        except TimeoutError as error:
+            reason = f"the node sends {SNAPSHOTS} snapshots of files, and none ended within {SNAPSHOT_WAIT:g} s"
+            raise ReadError(f"{reason}; try again later") from error
 
     @property
     def pid(self) -> int | None:
@@ -229,6 +245,7 @@ class Reader:
         keep: list[int] | None = None,
     ) -> tuple[Answer, int | None]:
         self._refuse(source)
+        cpu = MANIFESTS_CPU if isinstance(request, ManifestsRequest) else CPU
         async with self._children:
             kills = self._kills
             try:
@@ -241,7 +258,10 @@ class Reader:
                 if self._kills != kills:  # the reader was killed because of another source
                     raise KernelError("read", errno.EPIPE, doing=doing) from error
                 self._punish(source)
-                reason = f"reading it takes more than {CPU} s of processor time, or too much memory"
+                if isinstance(request, FilesRequest):
+                    reason = "the child that would send files ended: it could not open them in time, or lacked memory"
+                else:
+                    reason = f"reading it takes more than {cpu} s of processor time, or too much memory"
                 raise ReadError(reason) from error
 
     async def _ask(self, request: Request, keep: list[int] | None = None) -> tuple[Answer, int | None]:

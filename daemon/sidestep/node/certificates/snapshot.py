@@ -7,6 +7,8 @@ by way of a handle that cannot be read (O_PATH), so no device, FIFO or socket is
 interfaces of the kernel are left out, with all that is below.
 
     for each path   resolve -> a folder: enter it; anything else: send it
+                    of the paths below it that were asked for, too: name those that did not come with it, since they
+                    lie behind a link that leads out of it, or nowhere
     enter           list the names, send the folder; then for each name: a folder is entered, a file or link is sent
     end             all is sent, or a bound is reached: the summary says which. Who reads has gone: nothing more.
 
@@ -18,6 +20,7 @@ timer anew, which ends the process when a call hangs in the container's file sys
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import os
 import re
@@ -25,7 +28,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -107,6 +110,15 @@ def wanted_paths(paths: Iterable[str], mounted: tuple[bytes, ...]) -> tuple[byte
     return tuple(sorted(kept, key=lambda path: (volume.isdisjoint((path, *_parents(path))), path)))
 
 
+def paths_within(paths: Iterable[str], walked: tuple[bytes, ...]) -> dict[bytes, tuple[bytes, ...]]:
+    """Return, by a path that is walked, the others that were asked for and lie below it. Raises ConfigurationError."""
+    found: dict[bytes, tuple[bytes, ...]] = {}
+    for path in sorted({_checked(path) for path in paths} - set(walked)):
+        above = next(each for each in walked if each in {b"/", *_parents(path)})
+        found[above] = (*found.get(above, ()), path)
+    return found
+
+
 def _checked(path: str) -> bytes:
     parts = [part for part in path.split("/") if part not in {"", "."}]
     if not path.startswith("/") or "\0" in path or ".." in parts:
@@ -139,6 +151,8 @@ class Walk:
     max_bytes: int
     asked: bool = True
     """Whether somebody named the paths: of those that cannot be sent he is told so."""
+    within: Mapping[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+    """As `paths_within` returns them."""
     alive: Callable[[], object] = lambda: None
     clock: Callable[[], float] = time.monotonic
     _until: float = 0.0
@@ -182,15 +196,28 @@ class Walk:
                     self._above.add(parent)
                     self._send(Entry(parent, "folder", 0o700))
             self._any(handle, path, asked=self.asked)
+            while self._levels:
+                level = self._levels[-1]
+                if level.names and not self._late():
+                    self._child(level, level.names.pop())
+                else:
+                    os.close(level.fd)
+                    self._levels.pop()
+            for each in self.within.get(path, ()):
+                self._look_for(each, path, handle)
         finally:
             os.close(handle)
-        while self._levels:
-            level = self._levels[-1]
-            if level.names and not self._late():
-                self._child(level, level.names.pop())
-            else:
-                os.close(level.fd)
-                self._levels.pop()
+
+    def _look_for(self, path: bytes, above: bytes, handle: int) -> None:
+        """Tell of a path below another one with which it did not come. Links within that one lead to it there, too."""
+        try:
+            os.close(openat2(handle, path[len(above) :].lstrip(b"/"), _HANDLE, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS))
+        except OSError as error:
+            reason = os_reason(error)
+            if error.errno == errno.EXDEV:
+                folder = above.decode("utf-8", "replace")
+                reason = f"a link on the way leads out of {folder}, which was copied; name what it leads to"
+            self._leave_out(path, reason, asked=True)
 
     def _child(self, level: _Level, name: bytes) -> None:
         place = (b"" if level.place == b"/" else level.place) + b"/" + name
@@ -274,6 +301,7 @@ class Walk:
         return True
 
     def _leave_out(self, place: bytes, reason: str, *, asked: bool = False) -> None:
+        asked = asked or any(place in paths for paths in self.within.values())
         self._send(Problem(place[:MAX_PATH], reason, asked))
 
     def _send(self, frame: Frame) -> None:

@@ -13,6 +13,7 @@ Invariants
   * Nothing is asked of the world without a right, and not for a pod outside of the last `follow`.
   * The end of the tunnel, or of the session, ends every task, and each releases what it holds.
   * At most `MAX_REQUESTS` are working or granted, and at most one snapshot of files.
+  * After `GRANT` seconds of work a request is refused: before its session gives up, so that it learns why.
   * A line waits for each request at most, so all may be refused at once: by a deadline, or when their pod goes. While
     `WAITING_LINES` wait, no other request is read.
   * A session that breaks the rules of the lines loses its tunnel.
@@ -25,6 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from sidestep.aio.tasks import Tasks
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.model.intercept import Allow, Intercept
 from sidestep.model.pod import PodKey
@@ -58,6 +60,8 @@ MAX_SNAPSHOTS: Final = 1
 WAITING_LINES: Final = 256
 """Lines that wait for the session, beside one of each request; one that does not read even what pods it may use loses
 its tunnel."""
+GRANT: Final = 50.0
+"""Seconds. A pod's proxy takes 20 to connect, the daemon 30 to have it do so; a session waits for 60."""
 MAX_REASON: Final = 1000
 """Characters."""
 NEEDS: Final = {Environment: Allow.ENVIRONMENT, Files: Allow.FILES, Connect: Allow.NETWORK}
@@ -177,17 +181,26 @@ class AccessServer:
 
     async def _grant(self, asked: Environment | Files | Connect, pod: PodKey) -> None:
         """Carry a request out, and move its bytes. Raises SidestepError as long as no stream was opened."""
-        if isinstance(asked, Environment):
-            content = await self._world.environment(self._access, pod, asked.container)
-            stream = await self._opened(asked.number)
-            await _send(stream, content)
-            return
-        if isinstance(asked, Files):
-            sock = await self._world.files(self._access, pod, asked.container, asked.paths, asked.max_bytes)
-            channel: Channel = SocketChannel(sock)
+        try:
+            async with time_limit(GRANT):
+                found = await self._found(asked, pod)
+        except TimeoutError as error:
+            raise RefusedError(f"the node could not carry it out within {GRANT:g} s") from error
+        if isinstance(found, bytes):
+            await _send(await self._opened(asked.number), found)
         else:
-            channel = await self._world.connect(self._access, pod, asked.host, asked.port, asked.protocol)
-        await self._pump(asked.number, channel)
+            await self._pump(asked.number, found)
+
+    async def _found(self, asked: Environment | Files | Connect, pod: PodKey) -> bytes | Channel:
+        """Return variables, or a channel for the bytes of what was asked for. Raises SidestepError."""
+        match asked:
+            case Environment():
+                return await self._world.environment(self._access, pod, asked.container)
+            case Files():
+                sock = await self._world.files(self._access, pod, asked.container, asked.paths, asked.max_bytes)
+                return SocketChannel(sock)
+            case Connect():
+                return await self._world.connect(self._access, pod, asked.host, asked.port, asked.protocol)
 
     async def _pump(self, number: int, channel: Channel) -> None:
         try:

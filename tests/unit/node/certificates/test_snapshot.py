@@ -6,7 +6,7 @@ import pytest
 
 from sidestep.model.errors import ConfigurationError, KernelError
 from sidestep.node.certificates.container_root import MAX_GROUPS, Reading, reading_as
-from sidestep.node.certificates.snapshot import MAX_VOLUMES, volumes, wanted_paths
+from sidestep.node.certificates.snapshot import MAX_VOLUMES, paths_within, volumes, wanted_paths
 
 MOUNTS = b"""\
 600 500 0:60 / / rw,relatime master:1 - overlay overlay rw,lowerdir=/a
@@ -53,6 +53,13 @@ def test_paths_that_are_walked(paths, mounted, walked):
             wanted_paths(paths, mounted)
     else:
         assert wanted_paths(paths, mounted) == walked
+
+
+def test_paths_below_others_are_known():
+    asked = ("/a/b", "/a", "/ab", "/a//c", "/")
+    assert paths_within(asked[:4], wanted_paths(asked[:4], ())) == {b"/a": (b"/a/b", b"/a/c")}
+    assert paths_within(asked, wanted_paths(asked, ())) == {b"/": (b"/a", b"/a/b", b"/a/c", b"/ab")}
+    assert paths_within((), (b"/a",)) == {}
 
 
 def test_names_that_are_no_text_come_as_they_were_written():
