@@ -7,7 +7,8 @@ The container may be hostile, and so may the node. A frame that breaks the order
     over      nothing
 
 Invariants
-  * Nothing is written outside of the folder, which is new or empty, and which only its owner may enter. A path has no
+  * Nothing is written outside of the folder, which is new or empty, and which only its owner may enter. Nobody else can
+    replace it (`safe_folder`). A path has no
     `.`, `..` or empty part, and its parent is a folder of this snapshot. While files are written there is no link:
     links are made last, in real folders only, with relative targets that do not lead above the container's root, which
     is the folder. An absolute target counts from there, `x/..` in a target is left away.
@@ -34,6 +35,7 @@ from typing import Final
 
 from sidestep.aio.open_flags import open_flags
 from sidestep.aio.os_reason import os_reason
+from sidestep.laptop import safe_folder
 from sidestep.model.errors import ConfigurationError, PeerError
 from sidestep.model.text import harmless
 from sidestep.protocols.file_frames import MAX_ENTRIES, MAX_PARTS, MAX_PATH, Entry, Frames, Problem, Summary, Whole
@@ -68,6 +70,8 @@ class FileSnapshot:
     """Paths that were asked for and cannot be had, and why."""
     stopped: str = ""
     """Which bound the snapshot reached before it had everything."""
+    _within: Path = field(default_factory=Path)
+    """The folder by a path without links."""
     _news: list[str] = field(default_factory=list)
     _frames: Frames = field(default_factory=Frames)
     _over: bool = False
@@ -81,15 +85,20 @@ class FileSnapshot:
     """Path of each file that is whole, and its bytes."""
 
     def check(self) -> None:
-        """Raise ConfigurationError when the folder is there and not empty, or is somebody else's. Writes nothing."""
+        """Raise ConfigurationError when the folder is there and not empty, or somebody else's. Writes nothing."""
         try:
-            if self.folder.exists():
-                if any(self.folder.iterdir()):
-                    raise self._unusable("is not empty; name a new folder")
-                if hasattr(os, "geteuid") and self.folder.stat().st_uid != os.geteuid():
-                    raise self._unusable("belongs to another user; name a new folder")
-            elif not self.folder.parent.is_dir():
+            if not self.folder.parent.is_dir():
                 raise self._unusable("cannot be made: its parent is no folder")
+            folder = self._within = safe_folder.resolved(self.folder)
+            if folder.is_symlink():
+                raise self._unusable("is a link; name the folder")
+            if folder.exists():
+                if any(folder.iterdir()):
+                    raise self._unusable("is not empty; name a new folder")
+                if hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid():
+                    raise self._unusable("belongs to another user; name a new folder")
+            if unsafe := safe_folder.unsafe_above(self.folder):
+                raise self._unusable(f"{unsafe}; name another folder")
         except OSError as error:
             raise self._unusable(_reason(error)) from error
 
@@ -97,8 +106,9 @@ class FileSnapshot:
         """Make the folder. Raises ConfigurationError."""
         self.check()
         try:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-            self.folder.chmod(0o700)
+            self._within.mkdir(mode=0o700, exist_ok=True)
+            self.check()  # in a sticky folder somebody may have been faster; what is ours now stays
+            self._within.chmod(0o700)
         except OSError as error:
             raise self._unusable(f"cannot be made: {_reason(error)}") from error
 
@@ -224,7 +234,7 @@ class FileSnapshot:
     # --- files ------------------------------------------------------------------------------------------------------
 
     def _place(self, path: str) -> Path:
-        return self.folder / path.lstrip("/")
+        return self._within / path.lstrip("/")
 
     def _link(self, path: str, target: str) -> None:
         folder = posixpath.dirname(path)

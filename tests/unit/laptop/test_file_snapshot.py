@@ -287,6 +287,39 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
         FileSnapshot(tmp_path / "theirs", 1).check()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="rights of POSIX")
+def test_a_folder_that_somebody_else_can_replace_is_refused(tmp_path):
+    """Who may write the folder above puts a link there."""
+    above = tmp_path / "above"
+    (above / "mine").mkdir(parents=True)
+    for mode, refused in ((0o755, False), (0o777, True), (0o1777, False), (0o702, True), (0o770, os.geteuid() == 0)):
+        above.chmod(mode)
+        for place in (above / "mine", above / "new", above / "mine" / "new"):
+            if refused:
+                with pytest.raises(ConfigurationError, match=f"lies below {above}, where others may write"):
+                    FileSnapshot(place, 1).check()
+            else:
+                FileSnapshot(place, 1).check()
+    above.chmod(0o755)
+    (above / "link").symlink_to("mine")
+    with pytest.raises(ConfigurationError, match="is a link"):
+        FileSnapshot(above / "link", 1).begin()
+    snapshot = written(above / "link" / "new", *file(b"/f"), END)
+    assert (snapshot.files, tree(above / "mine")) == (1, {"new": "folder", "new/f": b"content"})
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_below_that_of_another_user_is_refused(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    with pytest.raises(ConfigurationError, match="theirs, which belongs to another user"):
+        FileSnapshot(tmp_path / "theirs" / "new", 1).check()
+    (tmp_path / "link").symlink_to(tmp_path)
+    os.chown(tmp_path / "link", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(ConfigurationError, match="link, which belongs to another user"):
+        FileSnapshot(tmp_path / "link" / "new", 1).check()
+
+
 def test_names_that_windows_cannot_have_are_left_out(tmp_path):
     bad = [
         b"con",
