@@ -55,7 +55,7 @@ demo: setup ## Tell the story once: a real nginx, a real handler, every promise 
 
 # Files of the tests with real parts run side by side: they wait more than they compute, and what they make is named after
 # their process. Tests with the marker `alone` measure time or count what the whole machine holds; they run one by one.
-BESIDE := -n 4 --dist loadfile -m "not alone"
+BESIDE := -n 5 --dist loadfile --no-loadscope-reorder -m "not alone"
 # Files with such tests: to collect all others takes most of a minute.
 ALONE = $$(grep -rlw --include='test_*.py' mark.alone tests)
 # The tests that take longest are named at the end of each part.

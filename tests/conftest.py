@@ -5,8 +5,12 @@ With PYTHONDONTWRITEBYTECODE every command of a checkout compiles its modules ag
 of the system tests. Where SIGINT is ignored, as in the background of a shell, it is not for them: tests interrupt them.
 
 Tests that need Landlock are left out on a kernel that has none, and the summary names them.
+
+Where files run side by side, those with the marker `long` begin first, then those with the most tests: what begins last
+should be short, or one process works while the others have nothing left.
 """
 
+import collections
 import os
 import signal
 
@@ -29,6 +33,10 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=absent)
         items[:] = [item for item in items if item not in absent]
     config.stash[NO_LANDLOCK] = [item.nodeid for item in absent]
+    if config.getoption("numprocesses", None) or "PYTEST_XDIST_WORKER" in os.environ:
+        tests = collections.Counter(item.path for item in items)
+        long = {item.path for item in items if item.get_closest_marker("long")}
+        items.sort(key=lambda item: (item.path not in long, -tests[item.path], item.path))
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -21,6 +21,8 @@ from tests.harness.pod_world import connect, curl, orders
 from tests.harness.processes import alive, child, descendants
 from tests.harness.waiting import until
 
+pytestmark = pytest.mark.long
+
 ECHO = """
 import asyncio, resource, sys
 async def serve(reader, writer):

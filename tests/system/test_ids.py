@@ -24,7 +24,7 @@ from tests.harness.processes import alive
 from tests.harness.suricata import config_map, counted, ids_policy, started, wait_fed
 from tests.harness.waiting import until
 
-pytestmark = pytest.mark.landlock
+pytestmark = [pytest.mark.landlock, pytest.mark.long]
 HTTP = [pytest.param("--http1.1", id="h1"), pytest.param("--http2", id="h2")]
 RULES = """
 # Seven keywords: five of requests, two of responses

@@ -16,6 +16,8 @@ from tests.harness.peers import Server, http_app
 from tests.harness.processes import alive, children, descendants, kill
 from tests.harness.waiting import until
 
+pytestmark = pytest.mark.long
+
 PORT = scene.TLS_PORT
 ROUNDS = 3
 

@@ -23,6 +23,8 @@ from tests.harness.peers import Client, Server, server_context
 from tests.harness.waf import judged, waf_policy
 from tests.harness.waiting import until
 
+pytestmark = pytest.mark.long
+
 LIMITS = {"limits": {"verdictTimeout": "10s"}}
 JUDGED = {f"h1 {name}": case for name, case in HTTP1.items()} | {f"h2 {name}": case for name, case in HTTP2.items()}
 UNREADABLE = {f"h1 {name}": case for name, case in HTTP1_UNREADABLE.items()}

@@ -23,6 +23,8 @@ from tests.harness.waf import alerts, judged, waf_policy, waf_shop
 from tests.harness.waiting import until
 from tests.privileged.inspector.regression import KNOWN, SETTINGS, cases, source
 
+pytestmark = pytest.mark.long
+
 SHARE = 0.97
 SHARE_OF_VERSION_4 = 0.93
 STEP = 10

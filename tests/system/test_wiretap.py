@@ -18,6 +18,8 @@ from tests.harness.processes import Process, peak, reset_peak
 from tests.harness.taps import Recorder, wiretap
 from tests.harness.waiting import until
 
+pytestmark = pytest.mark.long
+
 TAP = ("x-tap", "1")
 DEV = ("x-dev", "ada")
 PORTS = [pytest.param(scene.TLS_PORT, id="tls"), pytest.param(scene.PLAIN_PORT, id="plain")]

@@ -12,6 +12,8 @@ from tests.integration.other_systems.commands import ROWS, nothing_chosen
 from tests.integration.other_systems.known_names import missing
 from tests.integration.other_systems.stage import CERTAINLY_WITHIN, ROOT, stage
 
+pytestmark = pytest.mark.long
+
 COLUMNS = {"darwin": "macOS", "win32": "Windows"}
 
 

@@ -18,6 +18,8 @@ from tests.privileged.inspector.benign import GRAPHQL_ATTACKS, requests
 from tests.privileged.inspector.regression import SETTINGS, cases, source
 from tests.privileged.inspector.test_inspector import ATTACK, LEAKS
 
+pytestmark = pytest.mark.long
+
 SHARE = 0.96
 
 

@@ -25,7 +25,7 @@ from tests.harness.processes import alive, child, children, started
 from tests.harness.waiting import until
 from tests.privileged.node.test_key_reader import described, using
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.long]
 
 MIB = 1024 * 1024
 NOBODY = 65534
