@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 import msgspec
@@ -30,6 +31,8 @@ from sidestep.snapshots.waf import Profile
 UID = 2_000_000_000
 """The user of an inspector in tests."""
 MEMORY = 256 * 1024 * 1024
+AHEAD = 16
+"""Questions that are asked ahead of their answers: the inspector never waits for this process."""
 FIELDS = ((b"Host", b"shop.example"), (b"User-Agent", b"Mozilla/5.0"), (b"Accept", b"*/*"))
 _encoder = msgspec.msgpack.Encoder()
 _from_zygote = msgspec.msgpack.Decoder(FromZygote)
@@ -153,6 +156,21 @@ class Inspector:
         assert isinstance(told, Verdict), told
         return told
 
+    def ask_in_turn(self, cases, fields):
+        """Ask what the cases of `regression` would be answered; yields each with its verdict. `fields` tells those of
+        a case."""
+        hurry(self.pid)
+        asked = deque()
+        for case in cases:
+            named = [(name.encode(), value.encode()) for name, value in fields(case)]
+            version = case.version.rpartition("/")[2]
+            self.question(case.method.encode(), case.uri.encode(), named, case.body, version=version)
+            asked.append(case)
+            if len(asked) == AHEAD:
+                yield asked.popleft(), self.receive()
+        while asked:
+            yield asked.popleft(), self.receive()
+
     def question(self, method, target, fields, body=b"", *, profile=0, expires=None, version="1.1", status=0):
         """Send a question with all parts of its body."""
         self.asked += 1
@@ -178,6 +196,11 @@ class Inspector:
             self.send(Part(self.asked, part, bool(rest)))
 
 
+def hurry(pid):
+    """Let an inspector run like any other process: by its own priority it waits for all that run beside its test."""
+    os.setpriority(os.PRIO_PROCESS, pid, 0)
+
+
 def form(body):
     """The fields of a form of these bytes."""
     return ((b"Content-Type", b"application/x-www-form-urlencoded"), (b"Content-Length", str(len(body)).encode()))
@@ -188,4 +211,4 @@ def json_body(body):
     return ((b"Content-Type", b"application/json"), (b"Content-Length", str(len(body)).encode()))
 
 
-__all__ = ["InspectorZygote", "Inspector", "Outcome", "form", "json_body", "FIELDS", "UID", "MEMORY"]
+__all__ = ["InspectorZygote", "Inspector", "Outcome", "hurry", "form", "json_body", "FIELDS", "UID", "MEMORY"]

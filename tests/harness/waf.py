@@ -89,9 +89,9 @@ def inspector(shop: Shop, *, but: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def judged(shop: Shop, *documents: Document) -> Iterator[None]:
-    """The pod with these policies, once an inspector judges its requests."""
-    with policies(shop, *(documents or (waf_policy(),))):
+def judged(shop: Shop, *documents: Document, alone: bool = True) -> Iterator[None]:
+    """The pod with these policies, once an inspector judges its requests; `alone` as for `policies`."""
+    with policies(shop, *(documents or (waf_policy(),)), alone=alone):
         until(lambda: verdicts(shop, 1), within=30, what=shop.conditions)
         yield
 

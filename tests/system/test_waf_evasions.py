@@ -19,7 +19,7 @@ from tests.harness.evasions import HTTP1, HTTP1_UNREADABLE, HTTP2, HTTP2_UNREADA
 from tests.harness.http1 import ClosedError
 from tests.harness.http2 import PREFACE, Http2Client, any_app
 from tests.harness.inspection import view
-from tests.harness.peers import Client, Server, server_context
+from tests.harness.peers import Server, server_context
 from tests.harness.waf import judged, waf_policy
 from tests.harness.waiting import until
 
@@ -67,15 +67,12 @@ def requests(data):
 
 @dataclass
 class Sent:
-    """A request that was sent; `status` waits for what it gets: None where it is closed or reset."""
+    """A request that was sent. `ports` are that of the client and that of the pod, by which records name the
+    connection; `status` waits for what it gets: None where it is closed or reset.
+    """
 
-    client: Client
+    ports: tuple[int, int]
     status: Callable[[], int | None]
-
-    @property
-    def port(self):
-        """That of the client, by which records name the connection."""
-        return self.client.sock.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -83,16 +80,17 @@ def sent(shop, case):
     """Send a request of `evasions` on a connection of its own."""
     if isinstance(case, bytes):
         with shop.client(port=scene.PLAIN_PORT) as client:
-            made = Sent(client, lambda: final_status(client.reader))
+            ports = client.sock.getsockname()[1], scene.PLAIN_PORT
             with contextlib.suppress(ConnectionError):
                 client.send(case)
-            yield made
+            yield Sent(ports, lambda: final_status(client.reader))
         return
     with shop.client(alpn=("h2",)) as client:
+        ports = client.sock.getsockname()[1], scene.TLS_PORT
         talk = Http2Client(client.sock, exact=True)
         if isinstance(case, Frames):
             client.send(case.wire)
-            yield Sent(client, lambda: status_of_stream_1(client.reader))
+            yield Sent(ports, lambda: status_of_stream_1(client.reader))
             return
         stream = talk.begin(case.path, *case.fields, method="POST" if case.data else "GET", end=not case.data)
         answer = talk.answers[stream]
@@ -106,7 +104,7 @@ def sent(shop, case):
             is_refused = answer.headers.get("grpc-status") == PERMISSION_DENIED
             return 403 if is_refused else int(answer.headers[":status"])
 
-        yield Sent(client, status)
+        yield Sent(ports, status)
 
 
 def final_status(reader):
@@ -160,31 +158,39 @@ def test_no_byte_reaches_the_app_where_a_policy_enforces(shop):
 
 @pytest.mark.timeout(600)
 def test_each_is_counted_where_a_policy_detects(shop):
-    with judged(shop, waf_policy("Detect", waf=LIMITS)):
+    with judged(shop, waf_policy("Detect", waf=LIMITS)), contextlib.ExitStack() as stack:
+        before, wanted = len(shop.node.records()), {}
         for action, cases in (("WouldBlock", JUDGED), ("Pass", UNREADABLE)):
             for name, case in cases.items():
-                wait_recorded(shop, name, case, action)
+                # Connections stay open until their records are there, so no two have the same ports.
+                request = stack.enter_context(reaches_app(shop, name, case))
+                wanted[name] = *request.ports, action
+
+        def missing():
+            records = shop.node.records()[before:]
+            told = {(each.get("src_port"), each.get("dest_port"), each["sidestep"].get("action")) for each in records}
+            return [name for name, each in wanted.items() if each not in told]
+
+        until(
+            lambda: not missing(), within=30, every=0.2,
+            what=lambda: f"records of {missing()}: {view(shop)} {shop.conditions()}",
+        )  # fmt: skip
         assert view(shop)["bypassed"].keys().isdisjoint(WITHOUT_VERDICT), view(shop)["bypassed"]
 
 
-def wait_recorded(shop, name, case, action):
-    """Send a request, and keep its connection open until the app has it, and a record names this action of it."""
-    earlier = connections(shop)
+@contextlib.contextmanager
+def reaches_app(shop, name, case):
+    """Send a request, and wait until the app has it."""
+    apps = (shop.app, shop.plain_app)
+    earlier = [len(each.connections) for each in apps]
 
     def is_at_app():
-        return any(requests(bytes(each.reader.received)) for each in connections(shop) if each not in earlier)
+        made = [each for app, count in zip(apps, earlier, strict=True) for each in app.connections[count:]]
+        return any(requests(bytes(each.reader.received)) for each in made)
 
     with sent(shop, case) as request:
-        port = request.port
-
-        def actions():
-            return [each["sidestep"].get("action") for each in shop.node.records() if each.get("src_port") == port]
-
-        def told():
-            return f"{actions()} {view(shop)} {shop.conditions()}"
-
-        until(is_at_app, within=10, what=lambda: f"{name} at the app: {told()}")
-        until(lambda: action in actions(), within=10, what=lambda: f"{action} of {name}: {told()}")
+        until(is_at_app, within=10, what=lambda: f"{name} at the app: {view(shop)} {shop.conditions()}")
+        yield request
 
 
 def test_streams_of_an_upgraded_connection_are_judged(shop):

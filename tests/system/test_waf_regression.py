@@ -3,10 +3,14 @@
 Every rule that adds to the score has the request refused (the threshold is 1). The 403 names the alert, and the alert
 names the rules, which must be those that the test wants. A request that the proxy closes or resets fails its test,
 although the app does not see it.
+
+Most are requests of HTTP/1.0, so each needs a connection of its own there: they go to the port without TLS, those of
+HTTP/2 to the one with it. Each is judged by its own file of rules (`regression`), and BESIDE are on their way at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import ssl
@@ -19,15 +23,19 @@ from tests.harness.core_rule_set_4 import CHANGED, LEFT_OUT, rules_of_version_4
 from tests.harness.http1 import ClosedError
 from tests.harness.http2 import Http2Client
 from tests.harness.inspection import is_refusal
-from tests.harness.waf import alerts, judged, waf_policy, waf_shop
+from tests.harness.inspectors import hurry
+from tests.harness.scene import PLAIN_PORT, TLS_PORT
+from tests.harness.waf import alerts, inspector, judged, waf_policy, waf_shop
 from tests.harness.waiting import until
-from tests.privileged.inspector.regression import KNOWN, SETTINGS, cases, source
+from tests.privileged.inspector.regression import KNOWN, NARROW, SETTINGS, askable, told_apart
 
 pytestmark = pytest.mark.long
 
 SHARE = 0.97
 SHARE_OF_VERSION_4 = 0.93
 STEP = 10
+BESIDE = 8
+"""Requests on their way at once, on connections of their own: the inspector always has something to do."""
 AT_ONCE = 50
 """Requests of one connection: of more hits at once not all are recorded (docs/records.md)."""
 CLOSED = 0
@@ -57,35 +65,55 @@ class Answer(NamedTuple):
     text: str = ""
 
 
+@contextlib.contextmanager
+def inspected(folder, crs):
+    """A scene with these rules, whose pod an inspector judges."""
+    limits = {"verdictTimeout": "10s", "fields": 2048}
+    waf = {"paranoiaLevel": 4, "anomalyThreshold": 1, "limits": limits}
+    with waf_shop(folder, crs) as shop, judged(shop, waf_policy(failurePolicy="Fail", waf=waf), alone=False):
+        hurry(inspector(shop))
+        yield shop
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """The scene with the installed rules, set as their regression tests want it."""
     folder = tmp_path_factory.mktemp("crs")
     shutil.copytree("/usr/share/modsecurity-crs/rules", folder / "rules")
     setup = Path("/etc/modsecurity/crs/crs-setup.conf").read_text()
-    (folder / "crs-setup.conf").write_text(f"{setup}\n{SETTINGS}")
-    with waf_shop(tmp_path_factory.mktemp("shop"), folder) as shop:
+    (folder / "crs-setup.conf").write_text(f"{setup}\n{SETTINGS}{NARROW}")
+    with inspected(tmp_path_factory.mktemp("shop"), folder) as shop:
         yield shop
 
 
 class Sender:
-    """Sends cases over connections that are used again, one after the other."""
+    """Sends cases over connections that are used again, one after the other; from inside the client's namespace."""
 
     alpn: str
+    port: int
 
     def __init__(self, shop):
         self._shop = shop
         self._client = None
         self._sent = 0
 
-    def ask(self, case):
-        """The answer to a case."""
-        if self._client is None:
-            self._client, self._sent = self._shop.client(alpn=(self.alpn,), record=False), 0
-            self._begin()
-        self._sent += 1
+    def begin(self, case):
+        """Send a case."""
         try:
-            answer, is_over = self._exchange(case)
+            if self._client is None:
+                self._client, self._sent = self._shop.client(port=self.port, alpn=(self.alpn,), record=False), 0
+                self._connected()
+            self._sent += 1
+            self._send(case)
+        except (ConnectionError, ssl.SSLError):
+            self.close()
+
+    def answer(self, case):
+        """The answer to the case that was sent last."""
+        if self._client is None:
+            return Answer(CLOSED)
+        try:
+            answer, is_over = self._receive(case)
         except (ClosedError, ConnectionError, ssl.SSLError):
             answer, is_over = Answer(CLOSED), True
         if is_over or self._sent == AT_ONCE:
@@ -98,21 +126,27 @@ class Sender:
             self._client.close()
         self._client = None
 
-    def _begin(self):
+    def _connected(self):
         """Prepare a new connection."""
 
-    def _exchange(self, case):
-        """Send a case; its answer, and whether the connection cannot be used again."""
+    def _send(self, case):
+        """Send a case."""
+        raise NotImplementedError
+
+    def _receive(self, case):
+        """Its answer, and whether the connection cannot be used again."""
         raise NotImplementedError
 
 
 class OverHttp1(Sender):
-    alpn = "http/1.1"
+    alpn, port = "http/1.1", PLAIN_PORT
 
-    def _exchange(self, case):
-        lines = [f"{name}: {value}" for name, value in case.fields]
+    def _send(self, case):
+        lines = [f"{name}: {value}" for name, value in told_apart(case)]
         head = "\r\n".join([f"{case.method} {case.uri} {case.version}", *lines, "", ""])
         self._client.send(head.encode() + case.body)
+
+    def _receive(self, case):
         answer = self._client.reader.message(answers=case.method)
         announced = next((value for name, value in case.fields if name.lower() == "content-length"), "0")
         # A body that is longer than announced is another request.
@@ -121,20 +155,23 @@ class OverHttp1(Sender):
 
 
 class OverHttp2(Sender):
-    alpn = "h2"
+    alpn, port = "h2", TLS_PORT
 
-    def _begin(self):
+    def _connected(self):
         self._talk = Http2Client(self._client.sock, exact=True)
 
-    def _exchange(self, case):
-        fields = [(name.lower(), value.encode().decode("latin-1")) for name, value in case.fields]
+    def _send(self, case):
+        fields = [(name.lower(), value.encode().decode("latin-1")) for name, value in told_apart(case)]
         host = next((value for name, value in fields if name == "host"), None)
         others = [each for each in fields if each[0] not in OF_CONNECTIONS | {"host"}]
         path = case.uri.encode().decode("latin-1")
         stream = self._talk.begin(path, *others, method=case.method, authority=host, end=not case.body)
         if case.body:
             self._talk.send(stream, case.body, end=True)
-        answer = self._talk.answers[stream]
+        self._stream = stream
+
+    def _receive(self, case):
+        answer = self._talk.answers[self._stream]
         self._talk.until(lambda: answer.ended or answer.reset is not None)
         if not answer.ended:
             return Answer(CLOSED), False
@@ -146,22 +183,38 @@ def rules_of(alert):
     return {int(each) for each in alert["sidestep"]["pattern"].split() if each.isdigit()}
 
 
+def answers(shop, over, asked):
+    """Send all cases; each with its answer."""
+    with contextlib.ExitStack() as stack:
+        senders = [over(shop) for _ in range(BESIDE)]
+        for each in senders:
+            stack.callback(each.close)
+        for at in range(0, len(asked), BESIDE):
+            group = [*zip(senders, asked[at : at + BESIDE], strict=False)]
+            for sender, case in group:
+                sender.begin(case)
+            for sender, case in group:
+                yield case, sender.answer(case)
+
+
 def outcomes(shop, over, asked):
     """Of each case the status that it got, and the rules that its alert names; and those of them that failed."""
-    limits = {"verdictTimeout": "10s", "fields": 2048}
-    waf = {"paranoiaLevel": 4, "anomalyThreshold": 1, "limits": limits}
-    with judged(shop, waf_policy(failurePolicy="Fail", waf=waf)):
-        sender, before = over(shop), len(shop.node.records())
-        try:
-            got = [(case, sender.ask(case)) for case in asked]
-        finally:
-            sender.close()
-        ids = {answer.text.split()[-1] for _, answer in got if is_refusal(answer)}
-        until(
-            lambda: ids <= {each["sidestep"]["id"] for each in alerts(shop, before)},
-            within=30, what="an alert of each refusal",
-        )  # fmt: skip
-        found = alerts(shop, before)
+    before = len(shop.node.records())
+    # The answer to a HEAD has no body that names its alert: they are sent one after the other.
+    bodiless = [case for case in asked if case.method == "HEAD"]
+    others = [case for case in asked if case.method != "HEAD"]
+
+    def ask():
+        got = [each for case in bodiless for each in answers(shop, over, [case])]
+        return [*got, *answers(shop, over, others)]
+
+    got = shop.space.client.call(ask)
+    ids = {answer.text.split()[-1] for _, answer in got if is_refusal(answer)}
+    until(
+        lambda: ids <= {each["sidestep"]["id"] for each in alerts(shop, before)},
+        within=30, what="an alert of each refusal", every=0.1,
+    )  # fmt: skip
+    found = alerts(shop, before)
     told = {each["sidestep"]["id"]: rules_of(each) for each in found}
     # The answer to a HEAD has no body that names its alert.
     heads = iter([rules_of(each) for each in found if each["http"]["http_method"] == "HEAD"])
@@ -174,11 +227,6 @@ def outcomes(shop, over, asked):
             failed[case.title] = (answer.status, sorted(rules))
     print(f"{len(failed)} of {len(got)} fail: {sorted(failed)}")
     return failed
-
-
-def askable():
-    """The cases that are about rules."""
-    return [case for case in cases(source()) if case.raw is None and (case.wanted or case.unwanted)]
 
 
 VERSIONS = pytest.mark.parametrize("over", [OverHttp1, OverHttp2], ids=["h1", "h2"])
@@ -200,8 +248,8 @@ def shop_of_version_4(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crs4")
     shutil.copytree(rules_of_version_4() / "rules", folder / "rules")
     setup = (rules_of_version_4() / "crs-setup.conf.example").read_text()
-    (folder / "crs-setup.conf").write_text(f"{setup}\n{SETTINGS}")
-    with waf_shop(tmp_path_factory.mktemp("shop4"), folder) as shop:
+    (folder / "crs-setup.conf").write_text(f"{setup}\n{SETTINGS}{NARROW}")
+    with inspected(tmp_path_factory.mktemp("shop4"), folder) as shop:
         yield shop
 
 

@@ -1,11 +1,17 @@
 """The regression tests of the Core Rule Set that is installed, from Debian's source package, as requests.
 
 They are written for FTW (a framework that is no longer kept), whose treatment of what a test leaves out is done here.
+
+All are asked of all rules in `test_regression` alone. Where something else is tested (the way through the proxy, the
+rules of another version) a case names in one more field the file of rules that it is about (`told_apart`), and with
+NARROW an engine leaves out the rules of other files that judge requests. That takes a third of the time: 2.5 ms of CPU
+instead of 8 for version 4.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import platform
 import re
 import subprocess
@@ -26,6 +32,16 @@ SETTINGS = (
     "setvar:tx.arg_name_length=100,setvar:tx.arg_length=400,setvar:'tx.allowed_methods=GET HEAD POST OPTIONS'\"\n"
 )
 """What tests/regression/README.md asks for, beside paranoia level 4."""
+FILE = "X-File"
+"""The field that names a file of rules by its number."""
+FILES = (911, 913, 920, 921, 922, 930, 931, 932, 933, 934, 941, 942, 943, 944)
+"""Those that judge requests: a lower number makes settings, 949 adds up."""
+NARROW = "".join(
+    f'SecRule REQUEST_HEADERS:{FILE} "@streq {number}" "id:98{number},phase:1,t:none,nolog,pass,'
+    f'ctl:ruleRemoveById=910000-{number - 1}999,ctl:ruleRemoveById={number + 1}000-948999"\n'
+    for number in FILES
+)
+"""SecLang for the end of crs-setup.conf, or in front of it. Ids below 100000 are the users'."""
 KNOWN = (
     dict.fromkeys(
         ("920460-1/0", "920460-2/0", "920460-3/0", "920460-4/0", "941330-1/0"),
@@ -53,6 +69,25 @@ class Case:
     unwanted: frozenset[int]
     status: tuple[int, ...] = ()
     raw: bytes | None = None
+
+    @property
+    def file(self) -> str:
+        """The number of the file that has its rules."""
+        return self.title[:3]
+
+
+def told_apart(case: Case) -> tuple[tuple[str, str], ...]:
+    """The fields of a case, and FILE."""
+    return (*case.fields, (FILE, case.file))
+
+
+@functools.cache
+def askable() -> tuple[Case, ...]:
+    """The cases that are about rules.
+
+    What is sent as raw bytes, and what only a status is expected of, is about the server's parser.
+    """
+    return tuple(each for each in cases(source()) if each.raw is None and (each.wanted or each.unwanted))
 
 
 def source() -> Path:
