@@ -19,6 +19,8 @@ from tests.system.test_outbound_sessions import lines, session
 pytestmark = pytest.mark.privileged
 
 PORT, PLAIN = 443, 80
+READ, READ_H2 = 8080, 8082
+"""Clear HTTP that a policy may have read as it is."""
 WITHIN = 60.0
 CARD = "4111 1111 1111 1111"
 CARDS = {"name": "no-cards", "action": "Block", "patterns": [{"builtin": "CardNumber"}]}
@@ -37,9 +39,9 @@ def write_secrets(scene, issuer, roots):
 
 
 @contextlib.contextmanager
-def opened(folder, **egress):
+def opened(folder, destinations=(), **egress):
     """The shop, whose pod speaks to servers in its client's namespace: in clear HTTP, which is originated, and in TLS,
-    which is decrypted. `egress` are fields of the policy."""
+    which is decrypted. `destinations` are further ones, in the same network, `egress` other fields of the policy."""
     issuer, roots = Authority("Shop egress"), Authority("Roots")
     with (
         cgroups.cgroup() as group,
@@ -49,7 +51,7 @@ def opened(folder, **egress):
             scene.space.client,
             folder / "web",
             listen=[f"{scene.space.client_ip}:{PORT}"],
-            plain=[f"{scene.space.client_ip}:{PLAIN}"],
+            plain=[f"{scene.space.client_ip}:{port}" for port in (PLAIN, READ, f"{READ_H2} http2")],
             certificate=roots.issue("api.test"),
             http2=True,
         ) as web,
@@ -62,6 +64,7 @@ def opened(folder, **egress):
             "destinations": [
                 {"name": "clear", "mode": "Originate", "networks": networks, "ports": [PLAIN]},
                 {"name": "tls", "mode": "Decrypt", "networks": networks, "ports": [PORT]},
+                *({**each, "networks": networks} for each in destinations),
             ],
             "rules": [rule(), CARDS],
             **egress,
@@ -71,14 +74,15 @@ def opened(folder, **egress):
             yield scene, group, web, issuer, roots
 
 
-def ask(scene, group, ca, *options, scheme="https", path="/"):
+def ask(scene, group, ca, *options, scheme="https", path="/", port=0):
     """What curl in the pod says of a server, by an authority."""
     trusted = scene.folder / "trusted.pem"
     trusted.write_bytes(ca.pem)
-    port = PORT if scheme == "https" else PLAIN
+    url = f"{scheme}://api.test{f':{port}' if port else ''}{path}"
+    port = port or (PORT if scheme == "https" else PLAIN)
     command = [
         "curl", "-sS", "--noproxy", "*", "--max-time", "20", "--cacert", trusted, "-w", "%{http_code}",
-        "-o", "/dev/null", "--resolve", f"api.test:{port}:{scene.space.client_ip}", *options, f"{scheme}://api.test{path}",
+        "-o", "/dev/null", "--resolve", f"api.test:{port}:{scene.space.client_ip}", *options, url,
     ]  # fmt: skip
     words = cgroups.inside(group, scene.space.pod.enter(command))
     return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)

@@ -2,7 +2,7 @@
 
 A destination that is decrypted needs an issuer, and `trust` one that is opened: a policy that could never do what it
 says is refused. A rule that looks at requests holds where they are read: in HTTP that is clear, and in TLS that is
-opened. So it is refused where every destination is only observed, and at port 443 only; so are `log` and `ids`.
+opened. So it is refused where every destination is only observed, and at port 443 only; so are `log`, `ids` and `waf`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sidestep.config.config_map_key import config_map_key
 from sidestep.config.field_error import FieldError
 from sidestep.config.names_and_networks import networks, server_names
 from sidestep.config.object_values import LABEL_NAME, NAME, check_name
+from sidestep.config.waf import waf
 from sidestep.model.egress import EVERYTHING, HTTPS, Destination, EgressMode, SecretRef
 from sidestep.model.inspection import Egress, Rule
 
@@ -45,6 +46,7 @@ def egress(read: fields.EgressFields, rules: tuple[Rule, ...], namespace: str) -
         _trust(read.trust, modes, namespace),
         read.log.sample_percent,
         None if read.ids is None else config_map_key(read.ids.rules_from, "spec.egress.ids", namespace),
+        None if read.waf is None else waf(read.waf, namespace, "spec.egress.waf"),
     )
 
 
@@ -54,6 +56,7 @@ def _check_reads_nothing(read: fields.EgressFields, rules: tuple[Rule, ...]) -> 
     wanting += [
         ("spec.egress.log.samplePercent", read.log.sample_percent > 0),
         ("spec.egress.ids", read.ids is not None),
+        ("spec.egress.waf", read.waf is not None),
     ]
     for path, looks in wanting:
         if looks:

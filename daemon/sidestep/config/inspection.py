@@ -55,6 +55,7 @@ MAX_SELECTOR = 64
 MIN_PERIOD, MAX_PERIOD = 1.0, 86400.0
 """Seconds of a period: a second to a day."""
 
+_SAID_OUTWARDS = "of those that it makes, write `egress: {{{}}}`"
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -112,6 +113,7 @@ def _policy(spec: fields.SpecFields, namespace: str, name: str) -> InspectionPol
         _check_outward_only(spec)
     if spec.ids is not None and outwards is not None and outwards.ids not in (None, spec.ids):
         raise FieldError("spec.egress.ids", "names another text than spec.ids: a policy has one, for both directions")
+    _check_waf_rules(spec)
     return InspectionPolicy(
         name=name,
         namespace=namespace,
@@ -131,13 +133,26 @@ def _policy(spec: fields.SpecFields, namespace: str, name: str) -> InspectionPol
     )
 
 
+def _check_waf_rules(spec: fields.SpecFields) -> None:
+    """Refuse two texts of custom rules. Raises FieldError."""
+    both = (spec.waf, None if spec.egress is None else spec.egress.waf)
+    texts = [each.rules_from for each in both if each is not None and each.rules_from is not None]
+    if len(texts) > 1 and texts[0] != texts[1]:
+        reason = "names another text than spec.waf.rulesFrom: a policy has one, for both directions"
+        raise FieldError("spec.egress.waf.rulesFrom", reason)
+
+
 def _check_outward_only(spec: fields.SpecFields) -> None:
     """Refuse what is about connections that pods accept in a policy of those that they make. Raises FieldError."""
     if spec.ports:
         raise FieldError("spec.ports", "are ports of the pod, and nothing is said of connections that it accepts")
     said = (
-        ("failurePolicy", spec.failure_policy is FailurePolicy.FAIL, "say it in spec.egress"),
-        ("log", spec.log.sample_percent > 0, "say it in spec.egress"),
+        ("failurePolicy", spec.failure_policy is FailurePolicy.FAIL, _SAID_OUTWARDS.format("failurePolicy: Fail")),
+        (
+            "log",
+            spec.log.sample_percent > 0,
+            _SAID_OUTWARDS.format(f"log: {{samplePercent: {spec.log.sample_percent:g}}}"),
+        ),
         (
             "existingConnections",
             spec.existing_connections is ExistingConnections.RESET,

@@ -175,6 +175,7 @@ class EgressFields(PolicyFields, frozen=True):
     trust: SecretFields | None = None
     log: LogFields = msgspec.field(default_factory=LogFields)
     ids: IdsFields | None = None
+    waf: WafFields | None = None
 
 
 class RedactFields(PolicyFields, frozen=True):

@@ -1,4 +1,4 @@
-"""Parses `spec.waf` of inspection policies."""
+"""Parses `spec.waf` and `spec.egress.waf` of inspection policies."""
 
 from __future__ import annotations
 
@@ -72,30 +72,29 @@ class WafFields(PolicyFields, frozen=True):
     responses: bool = False
 
 
-def waf(read: WafFields, namespace: str) -> Waf:
-    """Convert the settings of a policy of this namespace, "" for one of the cluster. Raises FieldError."""
-    _check_rules(read.exclude_rules, "spec.waf.excludeRules")
-    exceptions = tuple(_exception(each, f"spec.waf.exceptions[{at}]") for at, each in enumerate(read.exceptions))
+def waf(read: WafFields, namespace: str, path: str = "spec.waf") -> Waf:
+    """Convert the settings at `path` of a policy of this namespace, "" for one of the cluster. Raises FieldError."""
+    _check_rules(read.exclude_rules, f"{path}.excludeRules")
+    exceptions = tuple(_exception(each, f"{path}.exceptions[{at}]") for at, each in enumerate(read.exceptions))
     count = sum(len(each.rules) * max(1, len(each.paths)) * max(1, len(each.parameters)) for each in exceptions)
     if count > MAX_EXEMPTIONS:
         reason = f"{count} times a rule, a path and a parameter; {MAX_EXEMPTIONS} are possible in a policy"
-        raise FieldError("spec.waf.exceptions", reason)
+        raise FieldError(f"{path}.exceptions", reason)
     size = sum(len(each.rules) * _text(each) for each in exceptions)
     if size > MAX_EXEMPTION_BYTES:
         reason = (
             f"{size} bytes of paths and parameters, each counted once for each rule; {MAX_EXEMPTION_BYTES} are possible"
         )
-        raise FieldError("spec.waf.exceptions", reason)
-    path = "spec.waf.limits.verdictTimeout"
+        raise FieldError(f"{path}.exceptions", reason)
     try:
         seconds = parse_duration(read.limits.verdict_timeout, minimum=MIN_TIMEOUT, maximum=MAX_TIMEOUT)
     except ConfigurationError as error:
-        raise FieldError(path, error.reason) from None
+        raise FieldError(f"{path}.limits.verdictTimeout", error.reason) from None
     return Waf(
         paranoia=read.paranoia_level,
         threshold=read.anomaly_threshold,
         excluded=tuple(sorted(set(read.exclude_rules))),
-        rules_from=None if read.rules_from is None else config_map_key(read.rules_from, "spec.waf", namespace),
+        rules_from=None if read.rules_from is None else config_map_key(read.rules_from, path, namespace),
         limits=WafLimits(read.limits.body_bytes, read.limits.fields, seconds, read.limits.over_limit_action),
         responses=read.responses,
         exceptions=exceptions,

@@ -136,7 +136,7 @@ class Decision:
     """What becomes of a connection. `reason` says why it was not judged as a policy wants; empty if it was.
 
     `is_judged`: some policy is about it, or might be. `facts` are what rules about its requests may ask of it.
-    `reading` are the policies that may be about one of its requests, where they are read in clear.
+    `reading` are the policies that may be about one of its requests, where they are read.
     """
 
     verdict: Verdict = NO_HITS
@@ -215,7 +215,10 @@ def decide(policies: EgressPolicies, facts: ConnectionFacts, seen: Seen, now: fl
     verdict = policies.verdict(treatment, known, now)
     reason, closes = _unread(treatment, seen)
     opening = None if reason or treatment.doubtful else _opening(treatment, seen)
-    return Decision(verdict, reason, closes, is_judged=True, opening=opening, treatment=treatment, facts=known)
+    reading = () if opening is None else policies.reaching(facts.destination, facts.port)
+    return Decision(
+        verdict, reason, closes, is_judged=True, opening=opening, treatment=treatment, facts=known, reading=reading
+    )
 
 
 def blocks_whatever_follows(policies: EgressPolicies, address: Address, port: int) -> bool:

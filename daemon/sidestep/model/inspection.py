@@ -182,7 +182,8 @@ class Egress:
     `Block` blocks is the policy's `mode`. `failure_policy` is about connections that cannot be judged as a destination
     wants. `issuer` has the CA whose certificates apps are shown, and is there if a destination is decrypted. `trust`
     has the authorities that servers are verified by, in the place of the system's. `sample_percent` of the
-    requests without a hit are logged, and with `ids` the pod's Suricata is fed the connections, of those that are read.
+    requests without a hit are logged, with `ids` the pod's Suricata is fed the connections, and with `waf` the pod's
+    inspector judges each request as a whole: of those that are read.
     """
 
     destinations: tuple[Destination, ...] = EVERYTHING
@@ -193,6 +194,7 @@ class Egress:
     trust: SecretRef | None = None
     sample_percent: float = 0.0
     ids: ConfigMapKey | None = None
+    waf: Waf | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,7 @@ class InspectionPolicy:
             sample_percent=self.egress.sample_percent,
             rules=self.egress.rules,
             ids=self.egress.ids,
-            waf=None,
+            waf=self.egress.waf,
             egress=None,
         )
 
@@ -266,13 +268,19 @@ class InspectionPolicy:
     @property
     def texts(self) -> tuple[ConfigMapKey, ...]:
         """Where it has texts of its own."""
-        found = (self.ids_rules, None if self.waf is None else self.waf.rules_from)
+        found = (self.ids_rules, self.waf_rules)
         return tuple(each for each in found if each is not None)
 
     @property
     def ids_rules(self) -> ConfigMapKey | None:
         """Where the rules of its IDS are, in whichever direction that looks."""
         return self.egress.ids if self.ids is None and self.egress is not None else self.ids
+
+    @property
+    def waf_rules(self) -> ConfigMapKey | None:
+        """Where the custom rules of its firewall are, in whichever direction they apply."""
+        both = (self.waf, None if self.egress is None else self.egress.waf)
+        return next((each.rules_from for each in both if each is not None and each.rules_from is not None), None)
 
     @property
     def of_cluster(self) -> bool:

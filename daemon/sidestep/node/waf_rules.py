@@ -19,13 +19,14 @@ from sidestep.policy.waf import PolicyWaf
 from sidestep.snapshots.waf import Profile
 
 if TYPE_CHECKING:
+    from sidestep.model.inspection import InspectionPolicy
     from sidestep.node.conditions import Conditions
     from sidestep.node.inspectors.inspectors import Inspectors
     from sidestep.node.planning.inspection import PlannedPolicy, Policies
 
 WAF: Final = RuleKind(
     "waf",
-    lambda policy: None if policy.waf is None else policy.waf.rules_from,
+    lambda policy: policy.waf_rules,
     ConditionType.WAF_RULES_INVALID,
     without="the Core Rule Set applies without them",
 )
@@ -77,7 +78,15 @@ class WafRuleStore(RuleStore[CustomRules]):
 
 def _completed(planned: PlannedPolicy, custom: CustomRules) -> PlannedPolicy:
     policy = planned.policy
-    if policy.waf is None:
+    waf, egress_waf = _of(policy, custom), None if policy.outward is None else _of(policy.outward, custom)
+    if waf is None and egress_waf is None:
         return planned
-    waf = PolicyWaf(policy.display, policy.mode is Mode.ENFORCE, policy.closes, policy.waf, custom)
-    return replace(planned, waf=waf, size=planned.size + len(custom.render(0)) + len(custom.render_responses(0)))
+    return replace(planned, waf=waf, egress_waf=egress_waf, size=planned.size + (0 if waf is None else waf.custom.size))
+
+
+def _of(policy: InspectionPolicy, custom: CustomRules) -> PolicyWaf | None:
+    """What a policy says of a firewall, in one direction."""
+    if policy.waf is None:
+        return None
+    rules = _NONE if policy.waf.rules_from is None else custom
+    return PolicyWaf(policy.display, policy.mode is Mode.ENFORCE, policy.closes, policy.waf, rules)

@@ -38,6 +38,7 @@ from sidestep.policy.inspected_exchange import Verdict
 from sidestep.policy.inspection import Inspection
 from sidestep.policy.inspection_match import Address, ConnectionFacts, is_in, names_server
 from sidestep.policy.sliding_counts import SlidingCounts
+from sidestep.snapshots.waf import PortWaf
 
 INTERNAL: Final[tuple[Network, ...]] = tuple(
     map(
@@ -68,13 +69,14 @@ def is_external(address: Address) -> bool:
 @dataclass(frozen=True, slots=True, eq=False)
 class EgressPolicy:
     """The `egress` of one accepted policy: `of_connection` has the rules that look at connections alone, `of_requests`
-    all others, and `whole` both. Compared by identity.
+    all others, and `whole` both. `waf` is its firewall, None without one. Compared by identity.
     """
 
     egress: Egress
     of_connection: AcceptedPolicy
     of_requests: AcceptedPolicy
     whole: AcceptedPolicy
+    waf: PortWaf | None = None
 
     @property
     def looks_at_names(self) -> bool:
@@ -83,8 +85,8 @@ class EgressPolicy:
 
     @property
     def looks_at_requests(self) -> bool:
-        """Whether a rule looks at requests, or at answers to them."""
-        return bool(self.of_requests.rules)
+        """Whether a rule looks at requests, or at answers to them, or the firewall does."""
+        return bool(self.of_requests.rules) or self.waf is not None
 
     @property
     def looks_at_fingerprints(self) -> bool:
@@ -98,8 +100,8 @@ class EgressPolicy:
         return self.of_connection.policy
 
 
-def compile_egress(policy: InspectionPolicy, egress: Egress) -> EgressPolicy:
-    """Compile a policy that was accepted. `policy` has the form of `InspectionPolicy.outward`.
+def compile_egress(policy: InspectionPolicy, egress: Egress, waf: PortWaf | None = None) -> EgressPolicy:
+    """Compile a policy that was accepted. `policy` has the form of `InspectionPolicy.outward`, `waf` is its firewall.
 
     Raises ConfigurationError for one that was not.
     """
@@ -107,8 +109,8 @@ def compile_egress(policy: InspectionPolicy, egress: Egress) -> EgressPolicy:
     others = tuple(rule for rule in egress.rules if not rule.of_connection)
     of_connection, of_requests = accept(replace(policy, rules=alone)), accept(replace(policy, rules=others))
     if alone and others:
-        return EgressPolicy(egress, of_connection, of_requests, accept(replace(policy, rules=egress.rules)))
-    return EgressPolicy(egress, of_connection, of_requests, of_connection if alone else of_requests)
+        return EgressPolicy(egress, of_connection, of_requests, accept(replace(policy, rules=egress.rules)), waf)
+    return EgressPolicy(egress, of_connection, of_requests, of_connection if alone else of_requests, waf)
 
 
 def address_rules(written: Iterable[tuple[InspectionPolicy, Egress]]) -> EgressPolicies:

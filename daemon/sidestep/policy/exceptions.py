@@ -56,6 +56,7 @@ class AlertFacts:
 
     `source` and `destination` are addresses: of what was found in an answer, the client is the destination.
     `is_answered`: the record has a status, as one of an answer has, and some of a request that ended late.
+    `is_outward`: it is about what the pod sends, so the change is one of `egress`.
     """
 
     policy: str
@@ -67,6 +68,7 @@ class AlertFacts:
     source: str
     destination: str
     is_answered: bool
+    is_outward: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,19 @@ def changes(alert: AlertFacts, policies: Sequence[InspectionPolicy], *, by: By, 
     `policies` are those of the port of the alert, in their order, as far as they are known; `is_whole`: there are no
     others.
     """
+    if alert.is_outward:
+        policies = [each.outward for each in policies if each.outward is not None]
     if alert.is_of_firewall:
-        return _of_firewall(alert, [each for each in policies if each.waf is not None], by, is_whole=is_whole)
-    policy = next((each for each in policies if each.display == alert.policy), None)
-    return [_of_rule(alert, policy, by)]
+        made = _of_firewall(alert, [each for each in policies if each.waf is not None], by, is_whole=is_whole)
+    else:
+        policy = next((each for each in policies if each.display == alert.policy), None)
+        made = [_of_rule(alert, policy, by)]
+    return [_outward(each) for each in made] if alert.is_outward else made
+
+
+def _outward(change: Change) -> Change:
+    """The same change of what a policy says about connections that pods make."""
+    return replace(change, spec={"egress": change.spec}) if change.spec else change
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
@@ -99,12 +110,16 @@ def _of_rule(alert: AlertFacts, policy: InspectionPolicy | None, by: By) -> Chan
     rule: Rule | None = None
     if by is By.PORT:
         return Change(alert.policy, notes=(f"rule {alert.rule} of the policy applies to the port: take it out there",))
+    if by is By.SOURCE and alert.is_outward:
+        return Change(alert.policy, notes=("the client is the pod itself: `--by request` is about what it sends",))
     if policy is not None:
         rule = next((each for each in policy.rules if each.name == alert.rule), None)
         if rule is None:
             return Change(alert.policy, notes=(f"the policy has no rule {alert.rule} any more",))
     if by is By.REQUEST:
         wanted, why_not = _request(alert)
+        if wanted is None and alert.is_outward:
+            return Change(alert.policy, notes=(f"{why_not}: narrow `match` of the rule {alert.rule}",))
         if wanted is None:
             notes.append(f"{why_not}: the exception is about the client instead")
     try:
@@ -192,6 +207,9 @@ def _about(match: Match) -> list[str]:
         "serverNames": match.server_names,
         "sources": match.sources,
         "clientCertificates": match.client_certificates,
+        "networks": match.networks,
+        "ports": match.ports,
+        "fingerprints": match.fingerprints,
     }
     return [name for name, conditions in kinds.items() if conditions]
 

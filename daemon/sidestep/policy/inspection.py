@@ -76,9 +76,12 @@ class Inspection:
         thresholds: SlidingCounts | None = None,
         limits: SlidingCounts | None = None,
         waf: PortWaf | None = None,
+        waf_of: Callable[[frozenset[str]], PortWaf | None] | None = None,
     ) -> None:
         self.waf = waf
         """What the policies say of a web application firewall; None: none of them has one."""
+        self.waf_of = waf_of
+        """What some of them say, by their display, where not all of them apply to each request (`HostFacts`)."""
         self.policies = tuple(sorted(policies, key=lambda each: each.policy.order))
         if len({each.policy.display for each in policies}) < len(policies):
             raise ConfigurationError("two inspection policies of one name on one port")
@@ -86,7 +89,7 @@ class Inspection:
         self.limits = SlidingCounts() if limits is None else limits
         self._clean: dict[tuple[bool, ...], dict[bytes, None]] = {}
         self._asked: dict[tuple[bool, ...], dict[bytes, None]] = {}
-        self.hosts: dict[tuple[object, ...], InspectedConnection] = {}
+        self.hosts: dict[tuple[ConnectionFacts, bytes], InspectedConnection] = {}
         """For `InspectedConnection`: what judges requests for one host, of all connections to one server."""
         self.successor: Inspection | None = None
         """Newer policies of the port."""
@@ -210,7 +213,7 @@ class InspectedConnection:
 
     __slots__ = (
         "_policies", "answer_sets", "asked", "clean", "client", "doubt", "facts", "inspection", "is_quick",
-        "is_sampled", "looks_at_all", "may_block_answers", "searches_requests",
+        "is_sampled", "looks_at_all", "may_block_answers", "searches_requests", "waf",
     )  # fmt: skip
 
     def __init__(self, inspection: Inspection, facts: ConnectionFacts, host: HostFacts | None = None) -> None:
@@ -219,6 +222,10 @@ class InspectedConnection:
         self.doubt = "" if host is None else host.doubt
         """Why no request for the host can be judged as policies want."""
         self.client = _client(facts.client)
+        self.waf = inspection.waf
+        """What applies to requests of a firewall, None for nothing."""
+        if host is not None and inspection.waf_of is not None:
+            self.waf = inspection.waf_of(host.policies)
         self.is_sampled = False
         """Whether a policy that samples applies; where each request is judged by its host `samples` tells."""
         self._policies = []
@@ -228,6 +235,12 @@ class InspectedConnection:
                 continue
             self.is_sampled |= policy.policy.sample_percent > 0
             active = [rule.on_connection(facts) for rule in policy.rules]
+            if host is not None and policy.policy.display in host.judged:
+                before = replace(facts, further_names=())
+                rules = zip(policy.rules, active, strict=True)
+                active = [
+                    is_on and not (rule.rule.of_connection and rule.on_connection(before)) for rule, is_on in rules
+                ]
             kind += active
             kind += [rule.exception.connection(facts) for rule in policy.rules if rule.exception is not None]
             if any(active):
@@ -238,7 +251,7 @@ class InspectedConnection:
         self.answer_sets = self._sets_of_answers()
         """The patterns of rules that look at each request, and only for a pattern in its answer. Empty if there is no
         such rule, or one that looks at each request for anything else."""
-        self.looks_at_all = facts.binds_host or facts.hosts is not None or host is not None
+        self.looks_at_all = facts.hosts is not None or host is not None
         """Each request has to be judged, because it may be for another host."""
         if self.looks_at_all:
             self.answer_sets = ()
@@ -321,19 +334,20 @@ class InspectedConnection:
         texts = whole_texts(body, fields)
         return texts is not None and all(each.clears(text) for each in sets for text in texts)
 
+    def of_request(self, fields: Fields) -> InspectedConnection:
+        """What judges a request with these fields, which include `host`: this one, unless hosts are told apart."""
+        return self if self.facts.hosts is None else self._of_host(host_of(fields), self.facts.hosts)
+
     def request(self, method: bytes, target: bytes, fields: Fields, now: float) -> Exchange:
         """Judge the head of a request: `target` is its path and query as sent, `fields` include `host`."""
         if self.facts.hosts is not None:
-            return self._of_host(host_of(fields), self.facts.hosts).request(method, target, fields, now)
+            return self.of_request(fields).request(method, target, fields, now)
         text, paths, is_complete = request_text(target, fields)
         head = method, target, fields, paths
         exchange = None
         if not is_complete and any(policy.judges_paths for policy, _, _, _ in self._policies):
             exchange = Exchange(self, *head)
             exchange.unread |= {Unread.PATHS}
-        if self.facts.is_for_other(fields):
-            exchange = exchange or Exchange(self, *head)
-            exchange.unread |= {Unread.HOST}
         if self.doubt:
             exchange = exchange or Exchange(self, *head)
             exchange.unread |= {Unread(self.doubt)}
@@ -356,21 +370,17 @@ class InspectedConnection:
 
     def samples(self, host: bytes) -> bool:
         """Whether a policy that samples applies to requests with this `Host`, or `:authority`."""
-        if self.facts.hosts is None:
-            return self.is_sampled
-        return self._of_host(host_of(((b"host", host),)), self.facts.hosts).is_sampled
+        return self.of_request(((b"host", host),)).is_sampled
 
     def _of_host(self, host: bytes, hosts: Callable[[bytes], HostFacts]) -> InspectedConnection:
         """Return what judges requests for a host on this connection."""
-        facts, known = self.facts, self.inspection.hosts
-        key = facts.client, facts.destination, facts.port, facts.is_told, host
+        known, key = self.inspection.hosts, (self.facts, host)
         found = known.get(key)
         if found is None:
             if len(known) >= HOSTS:
                 known.clear()
             told = hosts(host)
-            found = InspectedConnection(self.inspection, replace(facts, server_name=told.name, hosts=None), told)
-            known[key] = found
+            found = known[key] = InspectedConnection(self.inspection, self.facts.of_host(told), told)
         return found
 
 

@@ -2,7 +2,7 @@
 
 A path is looked at in all forms that apps may take it for (`path_forms`), a field by its name with `-` for `_`, because
 CGI and WSGI equate them, a query with `&` and with `;` between parameters, and a host as servers choose by it. A
-condition of a match holds if it holds for one form, or one of several fields or parameters of a name; a condition of an
+condition of a match holds if it holds for one form, or one of several fields, parameters or hosts; a condition of an
 exception only if it holds for every one. So neither encoding leads around a rule.
 
 `needle` derives from a match a regex that occurs in the text of every head that fulfils it. A policy searches for the
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import unquote_to_bytes
 
@@ -44,11 +44,11 @@ _PORT = re.compile(rb":[0-9]*\Z")
 class ConnectionFacts:
     """What is known of a connection. `certificate_names` are those of a *verified* client certificate: its subject as
     RFC 2253 writes it, and its DNS, URI and e-mail names; empty without one. `destination`, `port` and `fingerprints`
-    (JA3 and JA4) are known of a connection that the pod makes. `binds_host`: that one was opened as one to
-    `server_name`, so a request for another host is one that nobody has judged by its name. With `hosts` each request is
-    judged by the host that it is for, by what that function says of it, and `server_name` is of no account. What it
-    says depends on the host, `destination`, `port` and `is_told`: that the connection is not opened as a destination
-    wants has been told.
+    (JA3 and JA4) are known of a connection that the pod makes. With `hosts` each request is judged by the host that it
+    is for, by what that function says of it, which depends on the host and on the other facts. `is_told`: that the
+    connection is not opened as a destination wants has been told. `binds_host`: it was opened as one to `server_name`,
+    so a request for another host is judged by both names: `further_names` has the other one, "" for one that servers
+    may take for any. Without `binds_host` the name of the host takes the place of `server_name`.
     """
 
     client: Address | None = None
@@ -60,24 +60,27 @@ class ConnectionFacts:
     binds_host: bool = False
     hosts: Callable[[bytes], HostFacts] | None = field(default=None, compare=False)
     is_told: bool = False
+    further_names: tuple[str, ...] = ()
 
-    def is_for_other(self, fields: Fields) -> bool:
-        """Whether a request is for another host than the connection was opened for."""
+    def of_host(self, told: HostFacts) -> ConnectionFacts:
+        """The facts by which requests for one host are judged."""
         if not self.binds_host:
-            return False
-        host = host_of(fields).strip(b"[]").lower().rstrip(b".")
-        return host != self.server_name.lower().rstrip(".").encode()
+            return replace(self, server_name=told.name, hosts=None)
+        further = (told.name,) if told.doubt else ()
+        return replace(self, further_names=further, hosts=None)
 
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """What is known of the host of a request. `policies` are those that apply, by their display; `doubt` says why the
-    request cannot be judged as they want, as `inspected_exchange.Unread`; empty if it can.
+    request cannot be judged as they want, as `inspected_exchange.Unread`; empty if it can. `judged` are those by whose
+    rules that look at connections alone the connection was judged already, without `ConnectionFacts.further_names`.
     """
 
     name: str
     policies: frozenset[str]
     doubt: str = ""
+    judged: frozenset[str] = frozenset()
 
 
 def host_of(fields: Fields) -> bytes:
@@ -208,8 +211,10 @@ class CompiledMatch:
             return False
         if match.fingerprints and not any(each in match.fingerprints for each in facts.fingerprints):
             return False
-        if match.server_names and not names_server(match.server_names, facts.server_name):
-            return False
+        if match.server_names:
+            names = (facts.server_name, *facts.further_names)
+            if not self._quantifier(names_server(match.server_names, name) for name in names):
+                return False
         wanted = match.client_certificates
         return not wanted or any(_names_certificate(each, name) for each in wanted for name in facts.certificate_names)
 

@@ -1,21 +1,28 @@
-"""Judges the requests on a clear connection that a pod makes, each by the host that it is for. Pure.
+"""Judges the requests on a connection that a pod makes, each by the host that it is for. Pure.
 
 A client may send requests for several hosts on one connection, and which destinations and rules are meant depends on
-the host. So the connection is not judged by the name in its first request: `HostsOf` tells for each host which policies
-apply to a request, and whether the request is one that they would have judged in another way.
+the host. `HostsOf` and `OpenedHosts` tell for each host which policies apply to a request, and whether the request is
+one that they would have judged in another way.
+
+    HostsOf        requests in clear: the host alone decides, and the name in the first request is that of no other
+    OpenedHosts    requests on a connection that was opened as one to a server. What it sends goes to that server,
+                   whatever its host is: the policies that the connection is about judge each request. One for another
+                   host is judged by those about that host as well, and by both names: rules hold for either, exceptions
+                   for both
 
     server-name    the request has no host, or one that servers may take for another
-    another-host   a destination wants requests for this host to leave in TLS, and they leave in clear
+    another-host   a destination wants requests for this host to leave in TLS, and they leave in clear; or the
+                   connection was opened for another one
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import Final
 
-from sidestep.policy.egress import EgressPolicies
+from sidestep.policy.egress import EgressPolicies, EgressPolicy
 from sidestep.policy.inspection_match import Address, HostFacts
 
 _PLAIN_NAME: Final = re.compile(rb"[-.0-9A-Za-z_]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
@@ -60,3 +67,32 @@ class HostsOf:
             if doubting and (not fails or any(each.policy.closes for each in doubting)):
                 return HostFacts(name, applying, doubt)
         return HostFacts(name, applying)
+
+
+class OpenedHosts:
+    """The hosts of one connection that was opened as one to `name`, by `judging`. `current` is that of `HostsOf`."""
+
+    def __init__(
+        self,
+        current: Callable[[], EgressPolicies],
+        address: Address,
+        port: int,
+        *,
+        name: str,
+        judging: Iterable[EgressPolicy],
+    ) -> None:
+        self._current = current
+        self._address = address
+        self._port = port
+        self._name = name
+        self._judging = frozenset(each.policy.display for each in judging)
+
+    def __call__(self, host: bytes) -> HostFacts:
+        """Which policies apply to requests for a host."""
+        judging = self._judging
+        if host.strip(b"[]").lower().rstrip(b".") == self._name.lower().rstrip(".").encode():
+            return HostFacts(self._name, judging, judged=judging)
+        name = server_name(host)
+        others = self._current().treatment(self._address, self._port, name).policies
+        applying = judging.union(each.policy.display for each in others)
+        return HostFacts(name, applying, "another-host", judging)

@@ -127,6 +127,11 @@ class CustomRules:
     regexes: tuple[str, ...] = ()
     names: tuple[tuple[int, str], ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Characters of all rules as they are rendered."""
+        return len(self.render(0)) + len(self.render_responses(0))
+
     def render(self, place: int) -> str:
         """The rules about requests for an inspector, of the policy at this place."""
         return _render(self.rules, place)

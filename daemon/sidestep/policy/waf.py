@@ -10,12 +10,13 @@
     responses           are judged where one policy wants it, or has custom rules about them
     verdict timeout     where a policy closes: the lowest of those that do; otherwise the highest
 
-So a namespace's policy cannot weaken what one of the cluster says, whichever is written first.
+So a namespace's policy cannot weaken what one of the cluster says, whichever is written first. Settings that are joined
+can be joined again: pod proxies do so with those of the policies that apply to a request that the pod sends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -38,32 +39,68 @@ class PolicyWaf:
 
 def join(policies: Sequence[PolicyWaf]) -> PortWaf:
     """Join the policies of a port, of which there is at least one."""
-    settings = [each.waf for each in policies]
-    blocking = [each.limits for each in settings if each.limits.over_limit is OverLimit.BLOCK]
-    passing = [each.limits for each in settings]
-    closing = [each.waf.limits.verdict_seconds for each in policies if each.closes]
-    excluded = set(settings[0].excluded).intersection(*(each.excluded for each in settings))
-    custom, responses, regexes = _custom(policies)
+    return strictest([alone(each, place) for place, each in enumerate(policies)])
+
+
+def alone(policy: PolicyWaf, place: int) -> PortWaf:
+    """What a policy says alone; its custom rules have the ids of this place (`seclang.rule_id`)."""
+    waf, custom, responses = policy.waf, policy.custom.render(place), policy.custom.render_responses(place)
+    if len(custom) + len(responses) > MAX_CUSTOM or len(policy.custom.regexes) > MAX_REGEXES:
+        custom = responses = ""
     return PortWaf(
-        names=tuple(each.name for each in policies),
+        names=(policy.name,),
         profile=Profile(
-            paranoia=max(each.paranoia for each in settings),
-            threshold=min(each.threshold for each in settings),
-            arguments=min(each.fields for each in blocking) if blocking else max(each.fields for each in passing),
+            paranoia=waf.paranoia,
+            threshold=waf.threshold,
+            arguments=waf.limits.fields,
+            excluded=waf.excluded,
+            custom=custom,
+            regexes=policy.custom.regexes if custom or responses else (),
+            responses=bool(responses) or waf.responses,
+            exemptions=_bounded(each for each in exemptions_of(waf) if each.rule not in waf.excluded),
+            custom_responses=responses,
+        ),
+        body_bytes=waf.limits.body_bytes,
+        seconds=waf.limits.verdict_seconds,
+        blocks_over_limit=waf.limits.over_limit is OverLimit.BLOCK,
+        enforces=policy.enforces,
+        closes=policy.closes,
+        blocking=policy.name,
+        closing=policy.name,
+    )
+
+
+def strictest(settings: Sequence[PortWaf]) -> PortWaf:
+    """Join settings, of which there are some. Custom rules of later ones are left out for want of room."""
+    profiles = [each.profile for each in settings]
+    blocking = [each for each in settings if each.blocks_over_limit]
+    closing = [each.seconds for each in settings if each.closes]
+    excluded = set(profiles[0].excluded).intersection(*(each.excluded for each in profiles))
+    custom, responses, regexes = _custom(profiles)
+    return PortWaf(
+        names=tuple(name for each in settings for name in each.names),
+        profile=Profile(
+            paranoia=max(each.paranoia for each in profiles),
+            threshold=min(each.threshold for each in profiles),
+            arguments=(
+                min(each.profile.arguments for each in blocking)
+                if blocking
+                else max(each.arguments for each in profiles)
+            ),
             excluded=tuple(sorted(excluded)),
             custom=custom,
             regexes=regexes,
-            responses=bool(responses) or any(each.responses for each in settings),
-            exemptions=_exemptions(settings, excluded),
+            responses=any(each.responses for each in profiles),
+            exemptions=_exemptions(profiles, excluded),
             custom_responses=responses,
         ),
-        body_bytes=min(each.body_bytes for each in blocking) if blocking else max(each.body_bytes for each in passing),
-        seconds=min(closing) if closing else max(each.limits.verdict_seconds for each in settings),
+        body_bytes=min(each.body_bytes for each in blocking) if blocking else max(each.body_bytes for each in settings),
+        seconds=min(closing) if closing else max(each.seconds for each in settings),
         blocks_over_limit=bool(blocking),
-        enforces=any(each.enforces for each in policies),
-        closes=any(each.closes for each in policies),
-        blocking=next((each.name for each in policies if each.enforces), policies[0].name),
-        closing=next((each.name for each in policies if each.closes), policies[0].name),
+        enforces=any(each.enforces for each in settings),
+        closes=any(each.closes for each in settings),
+        blocking=next((each.blocking for each in settings if each.enforces), settings[0].blocking),
+        closing=next((each.closing for each in settings if each.closes), settings[0].closing),
     )
 
 
@@ -78,29 +115,30 @@ def exemptions_of(settings: Waf) -> tuple[Exemption, ...]:
     )
 
 
-def _exemptions(settings: Sequence[Waf], excluded: set[int]) -> tuple[Exemption, ...]:
-    """What all policies except, beside the rules that all of them exclude; those beyond the bound are left out."""
-    said = [(set(each.excluded), exemptions_of(each)) for each in settings]
-    wanted = sorted({each for _, exemptions in said for each in exemptions if each.rule not in excluded})
-    common = [
+def _exemptions(profiles: Sequence[Profile], excluded: set[int]) -> tuple[Exemption, ...]:
+    """What all of them except, beside the rules that all of them exclude."""
+    said = [(set(each.excluded), each.exemptions) for each in profiles]
+    wanted = {each for _, exemptions in said for each in exemptions if each.rule not in excluded}
+    return _bounded(
         each
         for each in wanted
         if all(each.rule in rules or any(one.includes(each) for one in exemptions) for rules, exemptions in said)
-    ]
+    )
+
+
+def _bounded(exemptions: Iterable[Exemption]) -> tuple[Exemption, ...]:
+    """Each once, in order; those beyond the bound are left out."""
+    common = sorted({*exemptions})
     sizes = accumulate(len(each.path) + len(each.parameter) for each in common)
     return tuple(each for each, size in zip(common, sizes, strict=True) if size <= MAX_EXEMPTION_BYTES)[:MAX_EXEMPTIONS]
 
 
-def _custom(policies: Sequence[PolicyWaf]) -> tuple[str, str, tuple[str, ...]]:
-    """The custom rules of all policies, those about responses, and the regexes of both.
-
-    Those of later policies are left out for want of room.
-    """
+def _custom(profiles: Sequence[Profile]) -> tuple[str, str, tuple[str, ...]]:
+    """The custom rules of all, those about responses, and the regexes of both."""
     text, responses, regexes = "", "", dict[str, None]()
-    for place, each in enumerate(policies):
-        rendered, of_responses = each.custom.render(place), each.custom.render_responses(place)
-        size = len(text) + len(responses) + len(rendered) + len(of_responses)
-        more = regexes | dict.fromkeys(each.custom.regexes)
+    for each in profiles:
+        size = len(text) + len(responses) + len(each.custom) + len(each.custom_responses)
+        more = regexes | dict.fromkeys(each.regexes)
         if size <= MAX_CUSTOM and len(more) <= MAX_REGEXES:
-            text, responses, regexes = text + rendered, responses + of_responses, more
+            text, responses, regexes = text + each.custom, responses + each.custom_responses, more
     return text, responses, tuple(regexes)

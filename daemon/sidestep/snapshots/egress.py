@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from sidestep.snapshots.inspection import PolicySnapshot
+from sidestep.snapshots.waf import PortWaf
 
 
 class DestinationSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -26,7 +27,8 @@ class EgressSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True
 
     `issuer` and `trust` are the names of credentials: the CA whose certificates apps are shown, "" if it cannot be had,
     and the authorities of servers, "" for the system's. Without `opens` a credential that is needed cannot be had, and
-    no connection is opened for this policy.
+    no connection is opened for this policy. `waf` is what the policy alone says of a firewall; the ids of its custom
+    rules are not those of any other policy of the pod.
     """
 
     policy: PolicySnapshot
@@ -35,6 +37,7 @@ class EgressSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True
     issuer: str = ""
     trust: str = ""
     opens: bool = True
+    waf: PortWaf | None = None
 
     @property
     def credentials(self) -> dict[str, str]:

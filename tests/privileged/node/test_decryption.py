@@ -188,16 +188,18 @@ def pinned(certificate):
 
 @pytest.mark.parametrize("fail", [False, True])
 def test_a_request_for_another_host_is_told_and_refused_where_a_policy_fails_closed(program, tmp_path, fail):
-    """Its server is not the one under whose name the connection was judged and verified."""
+    """Its server is not the one under whose name the connection was verified. It is judged by its own name, too."""
+    paste = Rule("no-paste", Action.BLOCK, match=Match(server_names=("paste.test",)))
 
     async def go():
-        async with opened(program, tmp_path, ADMIN, fail=fail) as pod:
+        async with opened(program, tmp_path, ADMIN, paste, fail=fail) as pod:
             for option in ("--http1.1", "--http2"):
-                status = answered(await ask(pod, "api.test", option, "-H", "Host: paste.test"))[0]
+                status = answered(await ask(pod, "api.test", option, "-H", "Host: other.test"))[0]
                 assert (status == 200) is not fail
+                assert answered(await ask(pod, "api.test", option, "-H", "Host: paste.test"))[0] == 403
                 assert answered(await ask(pod, "api.test", option, "-H", "Host: API.test:443"))[0] == 200
             outcome = "closed" if fail else "bypassed"
-            await pod.counted(**{f"inspection_{outcome}_request_another_host": 2})
+            await pod.counted(**{f"inspection_{outcome}_request_another_host": 4, "inspection_blocked": 2})
             assert len(pod.web.requests()) == (2 if fail else 4)
 
     asyncio.run(go())

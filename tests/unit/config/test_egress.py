@@ -1,8 +1,10 @@
 """`egress` of inspection policies: a whole block, the defaults, and the path and reason of each fault."""
 
+import re
 from ipaddress import ip_network
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,11 +130,15 @@ def test_what_is_about_accepted_connections_is_refused_where_nothing_else_is_sai
     with pytest.raises(FieldError, match="is about connections that the pod accepts") as caught:
         policy({}, **said)
     assert caught.value.path == path
+    if path != "spec.existingConnections":
+        [written] = re.findall("write `(.*)`", caught.value.reason)
+        assert policy(yaml.safe_load(written)["egress"]).outward
     assert policy({}, rules=[{"name": "a", "action": "Log"}], **said).is_inward
 
 
 @pytest.mark.parametrize(
-    ("said", "path"), [({"log": {"samplePercent": 5}}, "log.samplePercent"), ({"ids": RULES}, "ids")]
+    ("said", "path"),
+    [({"log": {"samplePercent": 5}}, "log.samplePercent"), ({"ids": RULES}, "ids"), ({"waf": {}}, "waf")],
 )
 def test_engines_are_refused_where_nothing_is_read(said, path):
     observed = [{"name": "https", "ports": [443]}]
@@ -142,10 +148,24 @@ def test_engines_are_refused_where_nothing_is_read(said, path):
     assert policy({"destinations": [{"name": "any"}]} | said)
 
 
-def test_a_firewall_is_not_for_what_pods_send():
-    with pytest.raises(FieldError, match="waf") as caught:
-        policy({"waf": {"ruleSet": "CRS"}})
-    assert caught.value.path.startswith("spec.egress")
+def test_a_firewall_has_settings_of_its_own():
+    found = policy({"waf": {"paranoiaLevel": 2} | RULES}, mode="Enforce")
+    text = ConfigMapKey("shop", "ids-rules", "local.rules")
+    assert (found.waf, found.is_inward, found.outward.waf) == (None, False, found.egress.waf)
+    assert (found.egress.waf.paranoia, found.waf_rules, found.texts) == (2, text, (text,))
+    with pytest.raises(FieldError, match="no rule of the Core Rule Set") as caught:
+        policy({"waf": {"excludeRules": [7]}})
+    assert caught.value.path == "spec.egress.waf.excludeRules[0]"
+
+
+def test_firewalls_of_both_directions_have_one_text_of_rules():
+    found = policy({"waf": {"paranoiaLevel": 2}}, waf=RULES)
+    assert (found.waf.rules_from, found.egress.waf.rules_from) == (found.waf_rules, None)
+    assert policy({"waf": RULES}, waf=RULES).waf_rules == found.waf_rules
+    other = {"rulesFrom": {"configMapRef": {"name": "others", "key": "local.rules"}}}
+    with pytest.raises(FieldError, match="a policy has one, for both directions") as caught:
+        policy({"waf": other}, waf=RULES)
+    assert caught.value.path == "spec.egress.waf.rulesFrom"
 
 
 @pytest.mark.parametrize(

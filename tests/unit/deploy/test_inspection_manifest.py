@@ -15,6 +15,7 @@ from sidestep.config import inspection_fields as fields
 from sidestep.config.field_error import FieldError
 from sidestep.config.inspection import MAX_NAME, MAX_REGEX, MAX_SELECTOR, cluster_inspection_policy, inspection_policy
 from sidestep.config.object_fields import SelectorFields
+from sidestep.config.waf import WafFields
 from sidestep.kube import policies as kube_policies
 from sidestep.model.inspection import Builtin
 from tests.e2e import releases
@@ -67,6 +68,7 @@ def egress_fields(part):
         (fields.EgressRuleFields, rule),
         (fields.EgressMatchFields, rule["properties"]["match"]),
         (fields.EgressMatchFields, rule["properties"]["except"]),
+        (WafFields, part["properties"]["waf"]),
         (fields.SecretFields, part["properties"]["issuer"]),
         (fields.SecretFields, part["properties"]["trust"]),
     )
@@ -169,7 +171,13 @@ def test_what_the_parser_takes_the_api_server_takes():
     cluster = WHOLE | {"namespaceSelector": {}}
     cluster_inspection_policy({"metadata": {"name": "p"}, "spec": cluster})
     assert fits(POLICIES[1], cluster)
-    for block in (EGRESS, {}, {"rules": [{"name": "a", "action": "Block", "match": {"networks": ["192.0.2.1"]}}]}):
+    waf = {"paranoiaLevel": 2, "excludeRules": [942100], "limits": {"fields": 10}}
+    for block in (
+        EGRESS,
+        {},
+        {"waf": waf},
+        {"rules": [{"name": "a", "action": "Block", "match": {"networks": ["192.0.2.1"]}}]},
+    ):
         value = {"podSelector": {}, "egress": block}
         inspection_policy({"metadata": {"name": "p"}, "spec": value})
         assert fits(POLICIES[0], value)
@@ -204,6 +212,7 @@ def test_what_the_parser_takes_the_api_server_takes():
         SPEC | {"egress": {"destinations": [{"name": "a", "ports": [0]}]}},
         SPEC | {"egress": {"rules": [{"name": "a", "action": "Block", "match": {"fingerprints": ["t13"]}}]}},
         SPEC | {"egress": EGRESS | {"issuer": {}}},
+        SPEC | {"egress": {"waf": {"excludeRules": [7]}}},
         {"podSelector": {}},
         {"podSelector": {}, "workload": "deployment/orders", "rules": SPEC["rules"]},
         {"podSelector": {}, "egress": EGRESS | {"rules": [{"name": "a", "action": "Log", "patterns": [{}]}]}},

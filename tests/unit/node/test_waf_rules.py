@@ -7,7 +7,7 @@ import asyncio
 from sidestep.model.condition import ConditionType
 from sidestep.model.config_map_key import ConfigMapKey
 from sidestep.model.errors import ConfigurationError
-from sidestep.model.inspection import FailurePolicy, InspectionPolicy, Mode
+from sidestep.model.inspection import Egress, FailurePolicy, InspectionPolicy, Mode
 from sidestep.model.inventory import ConfigMap
 from sidestep.model.waf import Waf
 from sidestep.model.workload import LabelSelector
@@ -96,6 +96,22 @@ def test_custom_rules_are_tried_before_they_are_in_force_and_the_last_good_ones_
         assert condition.type is ConditionType.WAF_RULES_INVALID
         assert "the last good rules stay in force" in condition.text
         assert store.complete((policy,))[0] is first
+
+    run(steps)
+
+
+def test_both_directions_have_the_custom_rules_that_they_name():
+    async def steps(store, _inspectors, _conditions, changes):
+        egress = Egress(failure_policy=FailurePolicy.FAIL, waf=Waf(paranoia=2, rules_from=KEY))
+        both = planned("both", waf=Waf(), mode=Mode.ENFORCE, egress=egress)
+        outward = planned("out", egress=egress)
+        store.offer([both.policy, outward.policy], maps(GOOD))
+        await until(lambda: changes)
+        of_both, of_outward = store.complete((both, outward))
+        assert (of_both.waf.custom.rules, of_both.waf.closes, of_both.size) == ((), False, both.size)
+        assert (of_both.egress_waf.waf.paranoia, of_both.egress_waf.closes) == (2, True)
+        assert [number for _, number, _ in of_both.egress_waf.custom.rules] == [7]
+        assert (of_outward.waf, of_outward.egress_waf.enforces) == (None, False)
 
     run(steps)
 

@@ -1,6 +1,5 @@
 """Connections that pods make: which are meant, how far they are opened, which rules apply; and that policies add up."""
 
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.model.egress import EVERYTHING, Destination, EgressMode, Quic
-from sidestep.model.filter import Filter, PathCondition, PathTest
+from sidestep.model.filter import Filter
 from sidestep.model.inspection import (
     Action,
     Egress,
@@ -23,8 +22,6 @@ from sidestep.model.inspection import (
 )
 from sidestep.policy.accepted_policy import Outcome
 from sidestep.policy.egress import REMEMBERED, EgressPolicies, compile_egress, is_external
-from sidestep.policy.inspected_exchange import Unread
-from sidestep.policy.inspection import Inspection
 from sidestep.policy.inspection_match import ConnectionFacts
 from tests.effort import examples
 
@@ -255,45 +252,6 @@ _RULES = st.lists(
     ),
     max_size=1,
 )
-
-
-@pytest.mark.parametrize(
-    ("name", "host", "other"),
-    [
-        ("a.test", b"a.test", False),
-        ("A.test", b"a.TEST:443", False),
-        ("a.test.", b"a.test", False),
-        ("a.test", b"a.test.", False),
-        ("a.test", b"a.test:", True),
-        ("2001:db8::1", b"[2001:db8::1]:80", False),
-        ("2001:db8::1", b"[2001:DB8::1]", False),
-        ("192.0.2.1", b"192.0.2.1:80", False),
-        ("a.test", b"b.test", True),
-        ("a.test", b"www.a.test", True),
-        ("a.test", b"", True),
-        ("a.test", b"user@a.test", True),
-    ],
-)
-def test_a_request_for_another_host_than_the_connection_was_opened_for(name, host, other):
-    found = ConnectionFacts(server_name=name, binds_host=True)
-    assert found.is_for_other([(b"accept", b"*/*"), (b"host", host)]) is other
-    assert not ConnectionFacts(server_name=name).is_for_other([(b"host", host)])
-
-
-def test_each_request_of_an_opened_connection_is_looked_at():
-    """No head is remembered, or cleared by its needles, for a connection to another server."""
-    paths = Filter(paths=(PathCondition(PathTest.PREFIX, "/admin"),))
-    policy = compiled(rules=[Rule("a", Action.ALERT, match=Match(paths))]).of_requests
-    inspection = Inspection([policy])
-    bound = inspection.connection(replace(facts("a.test"), binds_host=True))
-    free = inspection.connection(facts("a.test"))
-    other = [(b"host", b"b.test")]
-    assert free.clears(b"/", other)
-    assert not bound.clears(b"/", other)
-    assert (bound.clean, bound.asked, bound.is_quick) == (None, None, False)
-    assert bound.request(b"GET", b"/", other, 0.0).unread == {Unread.HOST}
-    assert not bound.request(b"GET", b"/", [(b"host", b"a.test")], 0.0).unread
-    assert not free.request(b"GET", b"/", other, 0.0).unread
 
 
 _POLICIES = st.lists(

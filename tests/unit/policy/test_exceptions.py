@@ -261,3 +261,34 @@ def test_a_full_list_is_told():
 def test_the_rule_in_the_place_of_another_is_left_out_by_its_number():
     [change] = waf(f"{REQUEST_LINE}", with_waf(), by=By.PORT)
     assert change.spec == {"waf": {"excludeRules": [REQUEST_LINE_OF_CRS]}}
+
+
+OUTWARD = replace(FACTS, is_outward=True)
+
+
+def outward(rule=None, **egress):
+    """A policy that has the same rule about what pods send, after another one of its name about what they receive."""
+    written = document()
+    block = {"rules": [{"name": "no-admin", "action": "Block", "match": {"paths": [ADMIN]}, **(rule or {})}], **egress}
+    return {**written, "spec": {**written["spec"], "egress": block}}
+
+
+def test_what_a_pod_sends_is_excepted_from_rules_of_egress():
+    request = {"methods": ["GET"], "paths": [{"match": "Equal", "value": "/admin/users"}]}
+    wanted = {"egress": {"rules": [{"name": "no-admin", "except": request}]}}
+    assert changed(OUTWARD, outward()).spec == wanted
+    for by, why in ((By.SOURCE, "the client is the pod itself"), (By.PORT, "take it out there")):
+        change = changed(OUTWARD, outward(), by)
+        assert (change.spec, why in str(change.notes)) == ({}, True)
+    unnamed = changed(replace(OUTWARD, path=None), outward())
+    assert (unnamed.spec, "the client instead" in str(unnamed.notes)) == ({}, False)
+    bound = outward({"except": {"paths": [ADMIN], "networks": ["192.0.2.0/24"]}})
+    assert "`paths` and `networks`" in str(changed(OUTWARD, bound).notes)
+
+
+def test_what_a_pod_sends_is_excepted_from_the_firewall_of_egress():
+    facts = replace(OUTWARD, rule="WAF", is_of_firewall=True, found="942100")
+    paths = [{"match": "Equal", "value": "/admin/users"}]
+    change = changed(facts, outward(waf={"excludeRules": [920420]}))
+    assert change.spec == {"egress": {"waf": {"exceptions": [{"rules": [942100], "paths": paths}]}}}
+    assert changed(facts, outward(waf={}), By.PORT).spec == {"egress": {"waf": {"excludeRules": [942100]}}}

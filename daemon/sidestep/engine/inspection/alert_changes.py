@@ -43,6 +43,7 @@ def facts_of(record: Record) -> AlertFacts | None:
         source=record.src_ip or "",
         destination=record.dest_ip or "",
         is_answered=http.status is not None,
+        is_outward=decided.direction is not None,
     )
 
 

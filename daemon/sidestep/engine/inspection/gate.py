@@ -227,8 +227,11 @@ class Gate:
             return None
         if self.exempt and ends and (method, target) in self.exempt:
             return None
-        exchange = self.connection.request(method, target, fields, self.now)
+        connection = self.connection.of_request(fields)
+        exchange = connection.request(method, target, fields, self.now)
         firewall = self.firewall
+        if firewall is not None and connection is not self.connection:
+            firewall = None if connection.waf is None else replace(firewall, settings=connection.waf)
         is_clean = is_nothing(exchange) or (
             ends and not (exchange.matched or exchange.reads_response or exchange.unread)
         )

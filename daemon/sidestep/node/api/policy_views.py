@@ -42,11 +42,12 @@ def policy_views(
         for number, names in ports.items():
             for name in names:
                 applying.setdefault(name, {}).setdefault(key, []).append(number)
-    engines = {key: target.engines() for key in plan.inspected if (target := reconciler.target(key)) is not None}
     outward: dict[str, set[PodKey]] = {}
     for key, names in plan.outward.items():
         for name in names:
             outward.setdefault(name, set()).add(key)
+    selected = [*plan.inspected, *(key for key in plan.outward if key not in plan.inspected)]
+    engines = {key: target.engines() for key in selected if (target := reconciler.target(key)) is not None}
     refused: dict[str, dict[PodKey, str]] = {}
     for (name, key), reason in plan.not_inspected.items():
         refused.setdefault(name, {})[key] = reason
@@ -60,7 +61,12 @@ def policy_views(
                 refused.get(entry.display, {}),
                 outward.get(entry.display, set()),
             ),
-            engines=_engines(entry.display, applying.get(entry.display, ()), engines, reconciler),
+            engines=_engines(
+                entry.display,
+                [*dict.fromkeys((*applying.get(entry.display, ()), *sorted(outward.get(entry.display, ()))))],
+                engines,
+                reconciler,
+            ),
             rules_problem=_rules_problem(entry, conditions),
         )
         for entry in store.entries
@@ -219,6 +225,8 @@ def _pending_outward(key: PodKey, plan: Plan, reconciler: Reconciler, target: Ta
         return PodState(str(key), "failed", f"connections that the pod makes: {target.egress.problem}")
     if not target.egress.inspects(planned.egress):
         return PodState(str(key), "pending", target.absence())
+    if reason := target.why_unjudged(tuple(each.policy for each in planned.egress)):
+        return PodState(str(key), "pending", reason)
     return None
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,6 +23,7 @@ from sidestep.node.planning.inspection import MAX_BYTES, MAX_POLICIES
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.policy.egress import INTERNAL
 from sidestep.policy.survey import CertificateKey, Side, WantedCertificate
+from sidestep.policy.waf import alone
 
 if TYPE_CHECKING:
     from sidestep.model.egress import Network, SecretRef
@@ -61,6 +63,8 @@ def outward(policies: Iterable[PlannedPolicy]) -> tuple[tuple[PlannedPolicy, ...
         if each.egress is None:
             continue
         size = len(msgspec.msgpack.encode(each.egress))
+        if each.egress_waf is not None:
+            size += each.egress_waf.custom.size
         needed = len({network for one in each.egress.destinations for network in one.networks})
         if len(applying) == MAX_POLICIES:
             problem = f"more than {MAX_POLICIES} policies are about connections that the pod makes"
@@ -93,11 +97,15 @@ def certificates_of(pod: PodKey, policies: Iterable[PlannedPolicy]) -> list[Want
 def with_credentials(
     pod: PodKey, policies: Iterable[PlannedPolicy], certificates: Mapping[CertificateKey, CertificateFacts]
 ) -> tuple[EgressSnapshot, ...]:
-    """What the pod proxy is told of these policies: with the credentials that were found in their Secrets."""
+    """What the pod proxy is told of these policies: with the credentials that were found in their Secrets, and with
+    their firewalls."""
     made = []
+    places = count()
     for each in policies:
         if each.egress is None or each.policy.egress is None:
             continue
+        waf = None if each.egress_waf is None else alone(each.egress_waf, next(places))
+        told = msgspec.structs.replace(each.egress, waf=waf)
         issuer, trust = each.policy.egress.issuer, each.policy.egress.trust
         names = {"issuer": "", "trust": ""}
         if issuer is not None:
@@ -105,7 +113,7 @@ def with_credentials(
         if trust is not None:
             names["trust"] = _facts(certificates, _key_of(pod, Side.UPSTREAM, trust)).trust
         lacks_trust = trust is not None and not names["trust"]
-        made.append(each.egress.without_credentials() if lacks_trust else msgspec.structs.replace(each.egress, **names))
+        made.append(told.without_credentials() if lacks_trust else msgspec.structs.replace(told, **names))
     return tuple(made)
 
 

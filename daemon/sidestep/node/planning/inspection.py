@@ -50,7 +50,8 @@ class PlannedPolicy:
     """An accepted policy: what it selects, and what pod proxies are told of it, which has `size` bytes.
 
     `instructions` are those of its regexes (`AcceptedPolicy.instructions`). `waf` is what it says of a web application
-    firewall, with the custom rules that are in force, `egress` what pod proxies are told of connections that pods make.
+    firewall, with the custom rules that are in force, `egress` what pod proxies are told of connections that pods make,
+    and `egress_waf` what it says of a firewall of those.
 
     Compared by identity: whoever accepts policies keeps the object while the policy is the same.
     """
@@ -61,6 +62,7 @@ class PlannedPolicy:
     instructions: int = 0
     waf: PolicyWaf | None = None
     egress: EgressSnapshot | None = None
+    egress_waf: PolicyWaf | None = None
 
     @property
     def display(self) -> str:

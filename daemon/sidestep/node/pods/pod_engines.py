@@ -59,7 +59,8 @@ class PodEngines:
         raises."""
         self._pod = pod
         self._ids.follow(pod, (*(each for port in ports for each in port.policies), *(each.policy for each in egress)))
-        names = (name for port in ports if port.waf is not None for name in port.waf.names)
+        firewalls = (*(each.waf for each in ports), *(each.waf for each in egress))
+        names = (name for each in firewalls if each is not None for name in each.names)
         self._inspector.follow(tuple(dict.fromkeys(names)))
 
     def shown(self, counters: PodCounters) -> tuple[EngineView, ...]:

@@ -80,7 +80,8 @@ class ProxyDispatcher:
         for policy in policies:
             rules = frozenset(rule.name for rule in policy.rules)
             named[display_of(policy)] = named.get(display_of(policy), _NO_RULES) | rules
-        for name in {name for port in ports if port.waf is not None for name in port.waf.names}:
+        firewalls = [*(each.waf for each in ports), *(each.waf for each in egress)]
+        for name in {name for each in firewalls if each is not None for name in each.names}:
             named[name] = named.get(name, _NO_RULES) | {FIREWALL}
         self._rules = (named, self._rules[0])
         self._ports = frozenset(port.number for port in ports) | ({OUTBOUND} if egress or outbound else set())

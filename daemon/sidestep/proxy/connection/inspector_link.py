@@ -25,6 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.inspection.asking import SENT, WAITING, Answer, Asking, Reason, Subject
+from sidestep.protocols.waf_messages import MAX_PROFILES
 from sidestep.proxy.io.loop import BROKEN, READ, WRITE, Loop, Timer
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ class InspectorLink:
         return self._asking.is_configuring
 
     def configure(self, ports: Iterable[PortWaf | None]) -> None:
-        """Use what applies to all ports from now on."""
+        """Use what applies to all ports from now on. Questions about profiles beyond MAX_PROFILES find no inspector."""
         wanted = [port for port in ports if port is not None]
-        profiles = tuple(dict.fromkeys(port.profile for port in wanted))
+        profiles = tuple(dict.fromkeys(port.profile for port in wanted))[:MAX_PROFILES]
         self._is_collecting = self._asking.collects = not any(port.enforces for port in wanted)
         self._asking.most_sent = COLLECTED if self._is_collecting else SENT
         self._asking.most_waiting = WAITING + PASSED if self._is_collecting else WAITING

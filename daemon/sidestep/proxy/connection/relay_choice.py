@@ -132,9 +132,8 @@ def firewall_of(port: LivePort, inspector: InspectorLink, endpoints: Endpoints) 
         return None
     client, server = (endpoints.client, endpoints.client_port), (endpoints.host, endpoints.port)
     counters = port.counters
-    return Firewall(
-        settings, partial(inspector.ask, counters), client, server, pass_by=partial(inspector.pass_by, counters)
-    )
+    pass_by = partial(inspector.pass_by, counters) if port.outward is None else None  # each is judged by its own host
+    return Firewall(settings, partial(inspector.ask, counters), client, server, pass_by=pass_by)
 
 
 def _engine(

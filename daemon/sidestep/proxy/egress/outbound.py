@@ -29,6 +29,7 @@ from sidestep.proxy.egress.outbound_setup import OutboundSetup
 from sidestep.proxy.io.loop import Loop
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
+from sidestep.snapshots.waf import PortWaf
 
 
 class Table(Protocol):
@@ -53,7 +54,7 @@ class Outbound:
         self._loop = loop
         self._process = process
         self._host = OutboundHost(loop, process)
-        self._policies = OutboundPolicies()
+        self._policies = OutboundPolicies(process.firewalls_changed)
         self._has_room = has_room
         self._outcome = outcome
         self._retired = retired
@@ -64,6 +65,11 @@ class Outbound:
     def port(self) -> LivePort:
         """Where its counters are."""
         return self._policies.port
+
+    @property
+    def firewalls(self) -> tuple[PortWaf, ...]:
+        """Those that may judge requests."""
+        return self._policies.firewalls.known
 
     @property
     def is_retiring(self) -> bool:

@@ -61,6 +61,9 @@ class Process(ConnectionHost, Protocol):
     def no_server(self, host: str, port: int) -> None:
         """A server refused, or did not answer."""
 
+    def firewalls_changed(self) -> None:
+        """Requests may be judged by further firewalls (`Outbound.firewalls`)."""
+
 
 class OutboundHost:
     """One for a process. Dials go to servers."""

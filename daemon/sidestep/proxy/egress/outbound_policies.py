@@ -5,6 +5,7 @@ Counters and rules of sessions are those of a port that stands for all such conn
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,13 +15,16 @@ import msgspec
 
 from sidestep.engine.outbound import Decision, Opening, Seen
 from sidestep.model.errors import BugError
+from sidestep.model.inspection import FailurePolicy
+from sidestep.policy.accepted_policy import AcceptedPolicy
 from sidestep.policy.egress import EgressPolicies, EgressPolicy, compile_egress
 from sidestep.policy.egress_rows import from_egress_snapshot
 from sidestep.policy.inspection import Inspection
-from sidestep.policy.outbound_hosts import HostsOf
+from sidestep.policy.outbound_hosts import HostsOf, OpenedHosts
 from sidestep.protocols.eve_redaction import Redaction
 from sidestep.proxy.connection.live_ports import LivePort, Outward
 from sidestep.proxy.control.messages import OUTBOUND
+from sidestep.proxy.egress.outbound_firewalls import OutboundFirewalls
 from sidestep.proxy.egress.unopened import Unopened
 from sidestep.proxy.tls.issuing import IssuedLeaves
 from sidestep.snapshots.egress import EgressSnapshot
@@ -28,22 +32,26 @@ from sidestep.snapshots.ports import PortSnapshot
 
 _UNHEARD: Final = PortSnapshot(OUTBOUND, "tcp", tls="never", http2="never", rules=())
 """Nobody listens."""
+_Judging = tuple[tuple[EgressPolicy, ...], tuple[EgressPolicy, ...]]
+"""The policies that a connection is about, and others that one of its requests may be about. Of clear HTTP that is read
+all are the former."""
 Issued = Callable[[str], IssuedLeaves | None]
 """What answers clients in the name of a CA, by the name of its credential."""
 
 
 class OutboundPolicies:
     """`port` stands where a relayed connection has its port: its counters are those of all connections that the pod
-    makes, and its rules those of the sessions that listen.
+    makes, and its rules those of the sessions that listen. `firewalls_changed` is called when requests may be judged by
+    other `firewalls` than before, unless `configure` was.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, firewalls_changed: Callable[[], None] = lambda: None) -> None:
+        self.firewalls = OutboundFirewalls(firewalls_changed)
         self._compiled: dict[EgressSnapshot, EgressPolicy] = {}
         self._snapshots: dict[EgressPolicy, EgressSnapshot] = {}
         self.unopened = Unopened()
-        self._opened: dict[tuple[bool, tuple[EgressPolicy, ...]], Inspection] = {}
-        """What judges the requests of connections that are read: whether in clear, by all their rules, and the policies
-        that apply to the connections."""
+        self._opened: dict[_Judging, Inspection] = {}
+        """What judges the requests of connections that are read."""
         self.current = EgressPolicies(())
         self.port = LivePort(_UNHEARD)
         self.redaction = Redaction()
@@ -54,7 +62,10 @@ class OutboundPolicies:
 
         Raises ConfigurationError, and changes nothing then.
         """
-        compiled = {each: self._compiled.get(each) or compile_egress(*from_egress_snapshot(each)) for each in snapshots}
+        compiled = {
+            each: self._compiled.get(each) or compile_egress(*from_egress_snapshot(each), each.waf)
+            for each in snapshots
+        }
         self.port.replace(listened or _UNHEARD)
         if [*compiled] != [*self._compiled]:
             before = self.current
@@ -67,27 +78,34 @@ class OutboundPolicies:
             )
             self._snapshots = {policy: snapshot for snapshot, policy in compiled.items()}
             self.unopened.forget()
+            self.firewalls.replace(self.current.policies)
             self._give_way()
 
     def _give_way(self) -> None:
         """Have opened connections judged by what their policies say now, from their next request on."""
         before, self._opened = self._opened, {}
-        for (in_clear, judging), inspection in before.items():
-            names = {each.policy.display for each in judging}
-            left = tuple(each for each in self.current.policies if each.policy.display in names)
-            if left != judging:
-                inspection.give_way(self._inspection(left, in_clear=in_clear) if left else None)
+        for (judging, others), inspection in before.items():
+            left = self._left(judging), self._left(others)
+            if left != (judging, others):
+                inspection.give_way(self._inspection(*left) if left[0] else None)
             else:
-                self._opened[in_clear, judging] = inspection
+                self._opened[judging, others] = inspection
 
-    def _inspection(self, judging: tuple[EgressPolicy, ...], *, in_clear: bool) -> Inspection:
-        found = self._opened.get((in_clear, judging))
+    def _left(self, policies: tuple[EgressPolicy, ...]) -> tuple[EgressPolicy, ...]:
+        """What these policies say now, of those that are left."""
+        names = {each.policy.display for each in policies}
+        return tuple(each for each in self.current.policies if each.policy.display in names)
+
+    def _inspection(self, judging: tuple[EgressPolicy, ...], others: tuple[EgressPolicy, ...] = ()) -> Inspection:
+        found = self._opened.get((judging, others))
         if found is None:
             current = self.current
-            found = self._opened[in_clear, judging] = Inspection(
-                [each.whole if in_clear else each.of_requests for each in judging],
+            found = self._opened[judging, others] = Inspection(
+                [*(each.whole for each in judging), *(_not_closing(each.whole) for each in others)],
                 thresholds=current.thresholds,
                 limits=current.limits,
+                waf=self.firewalls.bound((*judging, *others)),
+                waf_of=self.firewalls.of,
             )
         return found
 
@@ -111,7 +129,12 @@ class OutboundPolicies:
         """Return the port of a connection that is opened: what judges its requests, and how its TLS is made."""
         if decision.opening is Opening.READ:
             return self._read(decision, name=name, flow=flow)
-        facts, opener = replace(decision.facts, binds_host=True), self._opener(decision)
+        opener, judging, facts = self._opener(decision), decision.treatment.policies, decision.facts
+        if facts.destination is not None:
+            hosts = OpenedHosts(
+                lambda: self.current, facts.destination, facts.port, name=facts.server_name, judging=judging
+            )
+            facts = replace(facts, binds_host=True, hosts=hosts)
         is_clear = decision.opening is Opening.ORIGINATE
         snapshot = msgspec.structs.replace(
             self.port.snapshot,
@@ -121,14 +144,14 @@ class OutboundPolicies:
             upstream_trust=opener.trust,
             opens=True,
         )
-        judging = decision.treatment.policies
+        others = tuple(each for each in decision.reading if each not in judging)
         outward = Outward(name, flow, facts, self._feeds_ids(judging))
-        return self.port.for_connection(outward, self._inspection(judging, in_clear=False), snapshot)
+        return self.port.for_connection(outward, self._inspection(judging, others), snapshot)
 
     def _read(self, decision: Decision, *, name: str, flow: int) -> LivePort:
         """Return the port of a connection whose requests are read in clear."""
         facts, judging = decision.facts, decision.reading
-        inspection = self._inspection(judging, in_clear=True) if judging else None
+        inspection = self._inspection(judging) if judging else None
         if inspection is not None and facts.destination is not None:
             is_told = bool(decision.reason)
             hosts = HostsOf(lambda: self.current, facts.destination, facts.port, is_told=is_told)
@@ -145,3 +168,10 @@ class OutboundPolicies:
         if found is None:
             raise BugError("a connection is opened for a policy that is not there")
         return found
+
+
+def _not_closing(accepted: AcceptedPolicy) -> AcceptedPolicy:
+    """The same policy as one of others: what cannot be inspected of the connection is nothing to it."""
+    made = copy.copy(accepted)
+    made.policy = replace(accepted.policy, failure_policy=FailurePolicy.IGNORE)
+    return made

@@ -24,6 +24,7 @@ from sidestep.proxy.runtime.listeners import CANNOT_ACCEPT
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.hindrance import Hindrance
 from sidestep.snapshots.ports import PortSnapshot
+from sidestep.snapshots.waf import PortWaf
 
 
 class OutboundSide:
@@ -77,6 +78,11 @@ class OutboundSide:
         """As `Outbound.close_retired`."""
         if self._present is not None:
             self._present.close_retired()
+
+    @property
+    def firewalls(self) -> tuple[PortWaf, ...]:
+        """As `Outbound.firewalls`."""
+        return () if self._present is None else self._present.firewalls
 
     @property
     def is_retiring(self) -> bool:

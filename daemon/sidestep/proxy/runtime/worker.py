@@ -214,7 +214,7 @@ class Worker:
         for number, live in self._ports.items():
             for rule in live.take_newcomers():
                 self._earlier.tell(live, number, rule)
-        self.inspector.configure(port.waf for port in wanted.values())
+        self.firewalls_changed()
         self._datagrams.configure({port.number: port for port in message.ports if port.transport == "udp"})
         self.credentials.keep(names)
         self._readiness.keep_ports(self._ports)
@@ -226,6 +226,11 @@ class Worker:
         self._drain_timeout = message.drain_timeout
         self.records.wanted = message.records
         self.records.live.keep({rule.uid for port in listened for rule in port.rules if rule.records})
+
+    def firewalls_changed(self) -> None:
+        """Have the inspector told of what requests may be judged by."""
+        ports = (live.snapshot.waf for live in self._ports.values())
+        self.inspector.configure((*ports, *self._outbound.firewalls))
 
     def _inspector_late(self) -> None:
         """Have the daemon end an inspector that has missed a deadline."""

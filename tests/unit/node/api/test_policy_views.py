@@ -159,24 +159,28 @@ class Outbound(Target):
 
 
 def test_a_pod_is_programmed_once_connections_that_it_makes_are_inspected():
-    keys = [PodKey("shop", name) for name in "abcde"]
+    keys = [PodKey("shop", name) for name in "abcdef"]
     plan = Plan(
         pods={key: PodPlan(Pod(key, "uid"), ()) for key in keys},
         outward=dict.fromkeys(keys, ("shop/p", "shop/q")),
     )
+    engine = EngineView("inspector", "running", 7, "3.0.9", ("shop/p",), 200, 1, 2, 0)
     found = view(
         plan,
         problem="no namespace",
         a=Outbound(counts={"inspection_blocked": 2, "inspection_bypassed_not_http": 1, "outbound": 9}),
         b=Outbound(inspected=False, absence="the pod proxy has ended"),
         c=Outbound(problem="no cgroup"),
-        d=Outbound(counts={"inspection_blocked": 1, "inspection_closed_not_http": 1}),
+        d=Outbound(counts={"inspection_blocked": 1, "inspection_closed_not_http": 1}, beside=(engine,)),
+        f=Outbound(unjudged="no inspector"),
     )
     assert found.programmed == ("shop/a", "shop/d")
+    assert [(each.kind, each.pods) for each in found.engines] == [("inspector", 1)]
     assert found.failing == (
         PodState("shop/b", "pending", "the pod proxy has ended"),
         PodState("shop/c", "failed", "connections that the pod makes: no cgroup"),
         PodState("shop/e", "pending", "no namespace"),
+        PodState("shop/f", "pending", "no inspector"),
     )
     assert (found.hits, found.bypassed, found.closed) == ({"blocked": 3}, {"not_http": 1}, {"not_http": 1})
 

@@ -1,5 +1,6 @@
 """What the kernel is told to steer: never less than the destinations of all policies, and nothing internal unasked."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -8,11 +9,15 @@ from hypothesis import strategies as st
 
 from sidestep.model.egress import EVERYTHING, Destination, Quic
 from sidestep.model.inspection import Egress, FailurePolicy, InspectionPolicy, Mode
-from sidestep.node.planning.egress import MAX_NETWORKS, MAX_PORTS, outward, steered
-from sidestep.node.planning.inspection import PlannedPolicy
+from sidestep.model.pod import PodKey
+from sidestep.model.waf import Waf
+from sidestep.node.planning.egress import MAX_NETWORKS, MAX_PORTS, outward, steered, with_credentials
+from sidestep.node.planning.inspection import MAX_BYTES, PlannedPolicy
 from sidestep.policy.egress import INTERNAL, EgressPolicies, compile_egress
 from sidestep.policy.egress_rows import from_egress_snapshot, to_egress_snapshot
 from sidestep.policy.inspection_rows import to_snapshot
+from sidestep.policy.seclang import custom_rules, rule_id
+from sidestep.policy.waf import PolicyWaf
 from sidestep.steering import EgressConfig
 from tests.effort import examples
 
@@ -111,6 +116,25 @@ def planned(name, count):
     destinations = tuple(Destination(f"d{at}", networks=networks[at : at + 256]) for at in range(0, count, 256))
     made = InspectionPolicy(name, "shop", egress=Egress(destinations))
     return PlannedPolicy(made, to_snapshot(made), 1, egress=to_egress_snapshot(made))
+
+
+def test_firewalls_have_custom_rules_with_ids_of_their_own():
+    custom = custom_rules('SecRule ARGS:a "@streq 1" "id:7,phase:2,deny"')
+    policies = [
+        replace(planned(name, 1), egress_waf=PolicyWaf(f"shop/{name}", True, False, Waf(), custom)) for name in "ab"
+    ]
+    told = with_credentials(PodKey("shop", "orders-1"), [planned("none", 1), *policies], {})
+    assert [each.waf and each.waf.names for each in told] == [None, ("shop/a",), ("shop/b",)]
+    for place, each in enumerate(told[1:]):
+        assert f"id:{rule_id(place, 7)}" in each.waf.profile.custom
+    big = replace(policies[0], egress_waf=replace(policies[0].egress_waf, custom=_Large()))
+    assert outward([big, policies[1]])[0] == (policies[1],)
+
+
+class _Large:
+    """Custom rules beyond what a pod is told."""
+
+    size = MAX_BYTES
 
 
 def test_networks_are_bounded():

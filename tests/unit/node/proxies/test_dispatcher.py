@@ -13,10 +13,13 @@ from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import PeerError, RefusedError
 from sidestep.model.inspection import Action, Egress, InspectionPolicy, Rule
+from sidestep.model.waf import Waf
 from sidestep.node.proxies import dispatcher as dispatching
 from sidestep.node.proxies.dispatcher import ProxyDispatcher
 from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.policy.inspection_rows import to_snapshot
+from sidestep.policy.seclang import CustomRules
+from sidestep.policy.waf import PolicyWaf, join
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.messages import Open
 from sidestep.snapshots.hindrance import Hindrance
@@ -112,10 +115,14 @@ def test_what_a_proxy_may_say_of_connections_that_its_pod_makes():
 
     def talk(dispatcher, process, _):
         dispatcher.received(process, beat)
-        dispatcher.allow((inward,), (to_egress_snapshot(written),))
+        outward = to_egress_snapshot(written)
+        dispatcher.allow((inward,), (outward,))
         dispatcher.received(process, beat)
         dispatcher.received(process, messages.Records(0, (), {}))
         assert dispatcher._known_rules() == {"shop/p": {"in", "out"}}
+        waf = join([PolicyWaf("shop/p", False, False, Waf(), CustomRules())])
+        dispatcher.allow((inward,), (msgspec.structs.replace(outward, waf=waf),))
+        assert dispatcher._known_rules() == {"shop/p": {"in", "out", "WAF"}}
 
     owner, _ = run(talk)
     assert [told.ports for name, told in owner.told if name == "on_heartbeat"] == [{}, beat.ports]

@@ -11,7 +11,16 @@ import msgspec
 import pytest
 
 from sidestep.engine.inspection.asking import SENT, Reason, Subject
-from sidestep.protocols.waf_messages import Configure, Configured, Outcome, Question, Several, ToInspector, Verdict
+from sidestep.protocols.waf_messages import (
+    MAX_PROFILES,
+    Configure,
+    Configured,
+    Outcome,
+    Question,
+    Several,
+    ToInspector,
+    Verdict,
+)
 from sidestep.proxy.connection.inspector_link import PASSED, InspectorLink
 from sidestep.snapshots.waf import PortWaf, Profile
 from tests.unit.proxy.looping import Stepped, run_until
@@ -351,3 +360,12 @@ def test_other_profiles_are_sent(stepped, scene):
     run_until(stepped.loop, lambda: found.extend(scene.read()) or found)
     run_until(stepped.loop, lambda: found.extend(scene.read()) or len(found) == 2)
     assert [each.profiles for each in found] == [(PROFILE,), (Profile(2, 5, 256),)]
+
+
+def test_more_profiles_than_an_inspector_takes_are_left_out(scene):
+    many = [msgspec.structs.replace(PORT, profile=Profile(1, at, 256)) for at in range(1, MAX_PROFILES + 2)]
+    scene.link.configure(many)
+    scene.connect()
+    told = scene.read()
+    assert [each.profiles[0].threshold for each in told] == [*range(1, MAX_PROFILES + 1)]
+    assert [each.more for each in told] == [True] * (MAX_PROFILES - 1) + [False]

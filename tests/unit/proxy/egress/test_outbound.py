@@ -82,9 +82,13 @@ class Process:
         self.credentials = Credentials(default_client_context())
         self.setups, self.relayed, self.failed = set(), set(), []
         self.unreachable = []
+        self.firewalls = 0
 
     def no_server(self, host, port):
         self.unreachable.append((host, port))
+
+    def firewalls_changed(self):
+        self.firewalls += 1
 
     def setup_begins(self, setup):
         self.setups.add(setup)
