@@ -55,16 +55,30 @@ WAYS = ("silent", "reset", "notify", "alert", "handshake")
 
 
 @pytest.mark.parametrize("alpn", ["http/1.1", ""])
-def test_a_client_that_leaves_at_once_is_left_alone_from_then_on(program, tmp_path, alpn):
+def test_a_client_that_leaves_at_once_twice_is_left_alone_from_then_on(program, tmp_path, alpn):
     """Each asks for another name: what is remembered is the server's name and the client's fingerprint."""
 
     async def go():
         async with opened(program, tmp_path) as (pod, ca):
+            ended = 0
             for number, way in enumerate(WAYS, 1):
-                await visit(pod, ca, way, way, alpn=alpn)
-                await pod.counted(inspection_closed_client_refuses_certificate=number)
+                for _ in range(1 if way == "alert" else 2):
+                    await visit(pod, ca, way, way, alpn=alpn)
+                    ended += 1
+                    await pod.counted(inspection_closed_client_refuses_certificate=ended)
                 assert await visit(pod, ca, "asks", way, alpn=alpn) == "Servers", way
                 await pod.counted(inspection_bypassed_client_refuses_certificate=number)
+
+    asyncio.run(go())
+
+
+def test_one_that_leaves_once_and_asks_the_next_time_is_opened(program, tmp_path):
+    async def go():
+        async with opened(program, tmp_path) as (pod, ca):
+            for number in (1, 2):
+                await visit(pod, ca, "silent", "probed")
+                await pod.counted(inspection_closed_client_refuses_certificate=number)
+                assert await visit(pod, ca, "asks", "probed") == "Egress CA"
 
     asyncio.run(go())
 

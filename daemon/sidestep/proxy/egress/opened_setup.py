@@ -16,7 +16,7 @@ Invariants
     without us: end to end, to the port that the client dialled; of clear HTTP each request is judged then, too. Or it
     is closed, where a policy fails closed.
   * A client that refuses the certificate has begun its handshake, so that connection is over. The next one of its kind
-    is not opened (`unopened`). What counts as a refusal says `refusal`.
+    is not opened, or the one after that (`unopened`). What counts as a refusal says `refusal`.
   * Clear HTTP of which a policy that fails closed wants TLS never leaves in clear.
 """
 
@@ -38,7 +38,7 @@ from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.setup import ConnectionSetup
 from sidestep.proxy.egress.opened_host import OpenedHost
 from sidestep.proxy.egress.origination import TlsOrigination
-from sidestep.proxy.egress.refusal import RefusalWatch
+from sidestep.proxy.egress.refusal import Refusal, RefusalWatch
 from sidestep.proxy.egress.unopened import REFUSED
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import TlsStream
@@ -59,8 +59,8 @@ REASONS: Final = {
 
 
 class OpenedSetup(ConnectionSetup):
-    """One connection until it is relayed or closed. `unopened` is called when it is known not to be opened, `refused`
-    when the client has refused the certificate.
+    """One connection until it is relayed or closed. `unopened` is called when it is known not to be opened. `ended` is
+    when an opened one ends: whether the client has refused the certificate, and when it was answered.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class OpenedSetup(ConnectionSetup):
         endpoints: Endpoints,
         host: OpenedHost,
         unopened: Callable[[], None],
-        refused: Callable[[], None],
+        ended: Callable[[Refusal, float | None], None],
     ) -> None:
         super().__init__(loop, sock, port=port, endpoints=endpoints, host=host)
         self._opening = opening
         self._opened_host = host
         self._unopened = unopened
-        self._refused = refused
+        self._ended = ended
         self._refusal = RefusalWatch(lambda: loop.now, lambda: port.on_unreadable is OnUnreadable.PASS)
         self._origination: TlsOrigination | None = None
         self._speaks = speaks
@@ -99,9 +99,9 @@ class OpenedSetup(ConnectionSetup):
         except PeerError as error:
             client = self._ends.client
             if isinstance(client, TlsStream):
-                self._judge_end(is_refusal=self._refusal.broke_silence(client))
+                self._judge_end(self._refusal.broke_silence(client))
             else:
-                self._judge_end(is_refusal=self._refusal.broke(error.__cause__))
+                self._judge_end(self._refusal.broke(error.__cause__))
             raise
 
     def _answers(self, client: socket.socket) -> None:
@@ -111,13 +111,13 @@ class OpenedSetup(ConnectionSetup):
         client, established = self._ends.client, self._established
         if established is not None and not established.first_bytes and isinstance(client, TlsStream):
             self._refusal.relays(client.sock)
-            client.before_close = lambda: self._judge_end(is_refusal=self._refusal.over(client))
+            client.before_close = lambda: self._judge_end(self._refusal.over(client))
         super()._relay(relay, protocol)
 
-    def _judge_end(self, *, is_refusal: bool) -> None:
+    def _judge_end(self, refusal: Refusal) -> None:
         """A client's connection ends here."""
-        if is_refusal:
-            self._refused()
+        self._ended(refusal, self._refusal.since)
+        if refusal in (Refusal.LIKELY, Refusal.CERTAIN):
             self._tell(REFUSED, closed=True)
 
     def _tell(self, reason: str, *, closed: bool) -> None:

@@ -47,7 +47,8 @@ from sidestep.proxy.egress.opened_setup import OpenedSetup
 from sidestep.proxy.egress.outbound_host import OutboundHost
 from sidestep.proxy.egress.outbound_policies import OutboundPolicies
 from sidestep.proxy.egress.outbound_records import OutboundRecords, flow_line, matches
-from sidestep.proxy.egress.unopened import ASKS_LATER, REFUSED
+from sidestep.proxy.egress.refusal import Refusal
+from sidestep.proxy.egress.unopened import ASKS_LATER
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import PlainStream
 from sidestep.proxy.io.task import Task
@@ -147,8 +148,11 @@ class OutboundSetup:
         leaves = credentials.issued(port.snapshot.identity)
         own = credentials if leaves is None else IssuedCredentials(credentials, leaves, seen.name)
 
-        def note(reason: str) -> None:
-            self._policies.unopened.note(seen.name, seen.hello, reason, self._loop.now)
+        def asks_later() -> None:
+            self._policies.unopened.note(seen.name, seen.hello, ASKS_LATER, self._loop.now)
+
+        def ended(refusal: Refusal, answered: float | None) -> None:
+            self._policies.unopened.judge(seen.name, seen.hello, refusal, answered=answered, now=self._loop.now)
 
         setup = OpenedSetup(
             self._loop,
@@ -157,9 +161,9 @@ class OutboundSetup:
             speaks=seen.clear_http,
             port=port,
             endpoints=self._endpoints,
-            host=OpenedHost(self._loop, process, credentials=own, late_auth=partial(note, ASKS_LATER)),
+            host=OpenedHost(self._loop, process, credentials=own, late_auth=asks_later),
             unopened=self._records.offered,
-            refused=partial(note, REFUSED),
+            ended=ended,
         )
         process.setup_begins(setup)
         try:

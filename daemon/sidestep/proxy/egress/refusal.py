@@ -4,19 +4,22 @@ A client that pins a certificate, or does not trust the policy's CA, ends the co
 answered, and one whose server has ended an idle connection. What tells them apart:
 
     the client                                                          has refused
-    sends an alert about a certificate, whenever it does                yes
-    ends or breaks its handshake without a word, once it was answered   if it does so AT_ONCE, and `guesses`
+    sends an alert about a certificate, whenever it does                CERTAIN
+    ends or breaks its handshake without a word, once it was answered   LIKELY if it does so AT_ONCE, and `guesses`
     ends or breaks the connection after the handshake, without a word   the same
-    does so after the server, or after us                               no
-    had ended before it was answered: it has given up waiting           no
+    does so after the server, or after us                               UNKNOWN
+    had ended before it was answered: it has given up waiting           UNKNOWN
+    has said something                                                  NO
 
 "Without a word" is less than LEAST bytes, which is less than any request (libcurl compares pinned keys after the
-handshake, and takes leave by a close_notify or without one). Where a policy fails closed only an alert counts: what
-looks like a refusal may be a probe that wants to see a handshake and no more, and its server would stay closed.
+handshake, and takes leave by a close_notify or without one). It may be a refusal, or a probe that wants to see a
+handshake and no more, or a connection that was not needed after all: so the second one in a row counts (`unopened`).
+Where a policy fails closed only an alert does: the server would stay closed.
 """
 
 from __future__ import annotations
 
+import enum
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -41,6 +44,15 @@ LEAST: Final = 36
 """Bytes of TLS that the shortest request has at least; an alert has fewer, in each version and with each cipher."""
 
 
+class Refusal(enum.Enum):
+    """Whether a client has refused the certificate."""
+
+    NO = enum.auto()
+    UNKNOWN = enum.auto()
+    LIKELY = enum.auto()
+    CERTAIN = enum.auto()
+
+
 class RefusalWatch:
     """Watches one client from the moment at which it is answered. `now` tells seconds, and `guesses` whether more than
     alerts counts."""
@@ -48,39 +60,39 @@ class RefusalWatch:
     def __init__(self, now: Callable[[], float], guesses: Callable[[], bool]) -> None:
         self._now = now
         self._guesses = guesses
-        self._since: float | None = None
+        self.since: float | None = None
         """When the client was answered; None before, and if it had ended by then."""
         self._before = 0
         """Bytes of the client until its handshake was over."""
 
     def answers(self, client: socket.socket) -> None:
         """The client's handshake is answered next."""
-        self._since = None if has_ended(client) else self._now()
+        self.since = None if has_ended(client) else self._now()
 
     def relays(self, client: socket.socket) -> None:
         """Its handshake is over, and what it says is relayed from now on."""
         self._before = received(client)
 
-    def broke(self, error: object) -> bool:
+    def broke(self, error: object) -> Refusal:
         """Whether a client that broke its handshake has refused the certificate."""
         if is_refusal(getattr(error, "reason", None) or ""):
-            return True
-        is_end = isinstance(error, ConnectionError) or (isinstance(error, OSError) and is_ragged_end(error))
-        return is_end and self._is_at_once
+            return Refusal.CERTAIN
+        return self._guess(isinstance(error, ConnectionError) or (isinstance(error, OSError) and is_ragged_end(error)))
 
-    def broke_silence(self, client: TlsStream) -> bool:
+    def broke_silence(self, client: TlsStream) -> Refusal:
         """Whether a client has that breaks the connection after its handshake, before it is known what it speaks."""
-        return is_refusal(client.broken) or (bool(client.peer_first) and self._is_at_once)
+        return Refusal.CERTAIN if is_refusal(client.broken) else self._guess(client.peer_first)
 
-    def over(self, client: TlsStream) -> bool:
+    def over(self, client: TlsStream) -> Refusal:
         """Whether a client has whose connection was relayed, and is closed next."""
         if is_refusal(client.broken):
-            return True
-        return bool(client.peer_first) and self._is_at_once and received(client.sock) - self._before < LEAST
+            return Refusal.CERTAIN
+        return Refusal.NO if received(client.sock) - self._before >= LEAST else self._guess(client.peer_first)
 
-    @property
-    def _is_at_once(self) -> bool:
-        return self._guesses() and self._since is not None and self._now() - self._since < AT_ONCE
+    def _guess(self, is_end: object) -> Refusal:
+        """What an end of the client's own tells that says nothing."""
+        is_at_once = self._guesses() and self.since is not None and self._now() - self.since < AT_ONCE
+        return Refusal.LIKELY if is_end and is_at_once else Refusal.UNKNOWN
 
 
 def is_refusal(reason: str) -> bool:

@@ -8,6 +8,10 @@ Two things show only after the client's handshake has begun, when the connection
 The next connection of that kind is not opened. Each is remembered for REMEMBERED seconds, because trust and servers
 change, and until there are other policies or another CA (`forget`).
 
+A refusal that is only LIKELY (`refusal`) is a suspicion, remembered for as long. It counts once another one of the kind
+follows: on a connection that was answered after the first had ended, because a client ends several at once that it does
+not need; and unless one of the kind has accepted the certificate meanwhile.
+
 An app can bring this about by refusing on purpose. Where that must not help it, a policy fails closed.
 """
 
@@ -18,11 +22,12 @@ from typing import Final
 
 from sidestep.protocols import ja4
 from sidestep.protocols.client_hello import ClientHello
+from sidestep.proxy.egress.refusal import Refusal
 
 REMEMBERED: Final = 600.0
 """Seconds."""
 MOST: Final = 1024
-"""Kinds of connections that are remembered; the oldest goes first."""
+"""Kinds of connections that are remembered, and as many that are suspected; the oldest goes first."""
 REFUSED: Final = "client-refuses-certificate"
 ASKS_LATER: Final = "client-certificate-requested"
 
@@ -32,6 +37,8 @@ class Unopened:
 
     def __init__(self) -> None:
         self._found: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
+        self._suspected: OrderedDict[tuple[str, str], float] = OrderedDict()
+        """When a connection of a kind has ended that may have been refused."""
 
     def note(self, name: str, hello: ClientHello | None, reason: str, now: float) -> None:
         """Remember a connection to this server that could not be opened."""
@@ -39,6 +46,22 @@ class Unopened:
         self._found[name.lower(), fingerprint] = reason, now + REMEMBERED
         if len(self._found) > MOST:
             self._found.popitem(last=False)
+
+    def judge(
+        self, name: str, hello: ClientHello | None, refusal: Refusal, *, answered: float | None, now: float
+    ) -> None:
+        """Learn what the end of a connection tells that was opened; its client was answered at `answered`."""
+        if refusal is Refusal.UNKNOWN or (refusal is Refusal.NO and not self._suspected):
+            return
+        key = name.lower(), "" if hello is None else ja4.ja4(hello)
+        before = self._suspected.pop(key, None)
+        is_second = before is not None and answered is not None and before <= answered and now < before + REMEMBERED
+        if refusal is Refusal.CERTAIN or (refusal is Refusal.LIKELY and is_second):
+            self.note(name, hello, REFUSED, now)
+        elif refusal is Refusal.LIKELY:
+            self._suspected[key] = now if before is None or now >= before + REMEMBERED else before
+            if len(self._suspected) > MOST:
+                self._suspected.popitem(last=False)
 
     def reason(self, name: str, hello: ClientHello | None, now: float) -> str:
         """Why a connection to this server is not to be opened; empty if nothing is known against it."""
@@ -50,6 +73,7 @@ class Unopened:
     def forget(self) -> None:
         """Begin anew: policies, or the certificates that clients are shown, are others."""
         self._found.clear()
+        self._suspected.clear()
 
     def _known(self, key: tuple[str, str], now: float) -> str:
         reason, until = self._found.get(key, ("", 0.0))

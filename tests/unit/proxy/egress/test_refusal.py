@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from sidestep.proxy.egress.refusal import AT_ONCE, LEAST, RefusalWatch, is_refusal
+from sidestep.proxy.egress.refusal import AT_ONCE, LEAST, Refusal, RefusalWatch, is_refusal
 from tests.harness.waiting import until
 from tests.unit.proxy.io.test_stream import connection, ends, version
 
@@ -55,10 +55,10 @@ def test_a_client_that_leaves_at_once_with_nothing_said_refuses_where_guesses_co
         each.relayed(served)
     LEAVES[way](client)
     met(served)
-    assert some.watch.over(served)
-    assert not other.watch.over(served)
+    assert some.watch.over(served) is Refusal.LIKELY
+    assert other.watch.over(served) is Refusal.UNKNOWN
     some.now += AT_ONCE
-    assert not some.watch.over(served)
+    assert some.watch.over(served) is Refusal.UNKNOWN
 
 
 @pytest.mark.parametrize("way", LEAVES)
@@ -69,15 +69,15 @@ def test_after_the_server_has_ended_it_does_not(ends, way):
     served.finish(notify=True)
     LEAVES[way](client)
     met(served)
-    assert not some.watch.over(served)
+    assert some.watch.over(served) is Refusal.UNKNOWN
 
 
 def test_one_that_is_still_there_does_not(ends):
     _, served = ends
     some = Watched()
     some.relayed(served)
-    assert not some.watch.over(served)
-    assert not some.watch.broke_silence(served)
+    assert some.watch.over(served) is Refusal.UNKNOWN
+    assert some.watch.broke_silence(served) is Refusal.UNKNOWN
 
 
 def test_one_that_has_said_as_much_as_a_request_does_not(ends):
@@ -87,7 +87,7 @@ def test_one_that_has_said_as_much_as_a_request_does_not(ends):
     client.write(b"x" * LEAST)
     client.sock.close()
     met(served)
-    assert not some.watch.over(served)
+    assert some.watch.over(served) is Refusal.NO
 
 
 def test_one_that_had_ended_before_it_was_answered_does_not():
@@ -96,7 +96,7 @@ def test_one_that_had_ended_before_it_was_answered_does_not():
     with server:
         client.close()
         some.watch.answers(server)
-        assert not some.watch.broke(ConnectionResetError())
+        assert some.watch.broke(ConnectionResetError()) is Refusal.UNKNOWN
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), BrokenPipeError(), ssl.SSLEOFError()])
@@ -104,12 +104,12 @@ def test_the_end_of_a_handshake_refuses_once_it_was_answered(error):
     client, server = connection()
     some = Watched()
     with client, server:
-        assert not some.watch.broke(error)
+        assert some.watch.broke(error) is Refusal.UNKNOWN
         some.watch.answers(server)
-        assert some.watch.broke(error)
-        assert not some.watch.broke(TimeoutError())
+        assert some.watch.broke(error) is Refusal.LIKELY
+        assert some.watch.broke(TimeoutError()) is Refusal.UNKNOWN
         some.guesses = False
-        assert not some.watch.broke(error)
+        assert some.watch.broke(error) is Refusal.UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is remembered of TLS that cannot be opened: of whom, for how long, how much."""
 
 from sidestep.protocols.client_hello import parse
+from sidestep.proxy.egress.refusal import Refusal
 from sidestep.proxy.egress.unopened import ASKS_LATER, MOST, REFUSED, REMEMBERED, Unopened
 from tests.harness.client_hello import hello_of_ssl
 
@@ -46,3 +47,44 @@ def test_it_is_bounded():
         unopened.note(f"n{at}.test", None, ASKS_LATER, 0.0)
     assert unopened.reason("n0.test", None, 1.0) == ""
     assert unopened.reason("n1.test", None, 1.0) == ASKS_LATER
+
+
+def judge(unopened, refusal, *, at, answered=None, name="api.test", hello=HELLO):
+    """A connection that was answered just before it ends, and whether the next one is opened."""
+    unopened.judge(name, hello, refusal, answered=at - 0.1 if answered is None else answered, now=at)
+    return unopened.reason(name, hello, at) == ""
+
+
+def test_what_is_certain_counts_at_once_and_what_is_likely_when_it_happens_again():
+    assert not judge(Unopened(), Refusal.CERTAIN, at=5.0)
+    unopened = Unopened()
+    assert judge(unopened, Refusal.LIKELY, at=5.0)
+    assert judge(unopened, Refusal.LIKELY, at=6.0, hello=OTHER)
+    assert judge(unopened, Refusal.LIKELY, at=6.0, name="b.test")
+    assert judge(unopened, Refusal.UNKNOWN, at=6.0)
+    assert not judge(unopened, Refusal.LIKELY, at=7.0, name="API.test")
+
+
+def test_connections_that_end_together_are_one_suspicion():
+    unopened = Unopened()
+    for at in (5.0, 5.1, 5.2):
+        assert judge(unopened, Refusal.LIKELY, at=at, answered=4.0)
+    assert not judge(unopened, Refusal.LIKELY, at=6.0)
+
+
+def test_a_client_of_the_kind_that_accepts_ends_the_suspicion():
+    unopened = Unopened()
+    for at in (5.0, 7.0, 9.0):
+        assert judge(unopened, Refusal.LIKELY, at=at)
+        assert judge(unopened, Refusal.NO, at=at + 1)
+
+
+def test_suspicions_are_forgotten_and_bounded():
+    unopened = Unopened()
+    assert judge(unopened, Refusal.LIKELY, at=5.0)
+    assert judge(unopened, Refusal.LIKELY, at=5.0 + REMEMBERED)
+    unopened.forget()
+    assert judge(unopened, Refusal.LIKELY, at=6.0 + REMEMBERED)
+    for at in range(MOST):
+        judge(unopened, Refusal.LIKELY, at=7.0 + REMEMBERED, name=f"n{at}.test")
+    assert judge(unopened, Refusal.LIKELY, at=8.0 + REMEMBERED), "the oldest one has gone"
