@@ -12,6 +12,7 @@ import pytest
 from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server, http_app
 from tests.harness.pod_world import connect, curl, orders
+from tests.harness.waiting import until
 
 
 @pytest.fixture
@@ -54,12 +55,18 @@ def test_socks_and_http_on_one_port(pod, tmp_path):
     assert "Traceback" not in connection.said
 
 
-def test_destinations_that_are_denied(pod, tmp_path):
-    space, daemon = pod
+def deny(daemon, networks):
+    """What the Node says."""
     daemon.write("node.yaml", {
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": socket.gethostname(), "annotations": {"sidestep.dev/outbound-deny": "203.0.113.0/24"}},
+        "metadata": {"name": socket.gethostname(), "annotations": {"sidestep.dev/outbound-deny": networks}},
+        "status": {"addresses": [{"type": "ExternalIP", "address": "198.51.100.77"}]},
     })  # fmt: skip
+
+
+def test_destinations_that_are_denied(pod, tmp_path):
+    space, daemon = pod
+    deny(daemon, "203.0.113.0/24")
     with Server(http_app, name="own", netns=space.pod, address="0.0.0.0") as own, connect(daemon, tmp_path) as one:
         for host, reason in (
             ("169.254.169.254", "link-local"),
@@ -71,6 +78,7 @@ def test_destinations_that_are_denied(pod, tmp_path):
             ("orders-1", "the pod's own"),
             ("100.100.100.200", "metadata"),
             ("203.0.113.7", "outbound-deny"),
+            ("198.51.100.77", "the node's own"),
             ("239.1.1.1", "multicast"),
         ):
             code, body, said = curl(one.urls["HTTP_PROXY"], f"http://{host}:{own.port}/")
@@ -86,6 +94,18 @@ def test_destinations_that_are_denied(pod, tmp_path):
         for host in ("localhost", space.ip):
             assert curl(one.urls["ALL_PROXY"], f"http://{host}:{own.port}/")[:2] == (0, "own\n")
         assert "link-local" in curl(one.urls["HTTP_PROXY"], "http://169.254.169.254/")[1]
+        with (
+            Server(http_app, name="database", netns=space.client, address=space.client_ip) as server,
+            socket.create_connection(("127.0.0.1", one.port), timeout=30) as open_one,
+        ):
+            open_one.sendall(f"CONNECT db:{server.port} HTTP/1.1\r\nHost: db\r\n\r\n".encode())
+            assert open_one.recv(100).startswith(b"HTTP/1.1 200 ")
+            deny(daemon, f"{space.client_ip}/32")
+            with pytest.raises(ConnectionResetError):
+                open_one.recv(1)
+            place = f"db:{server.port} ({space.client_ip})"
+            reason = f"the node has ended the connection to {place}: the node denies it"
+            until(lambda: reason in one.said, within=20, what=lambda: one.said)
 
 
 def test_the_node_itself_is_denied(pod, tmp_path):

@@ -215,6 +215,7 @@ class _InventoryBuilder:
     namespaces: dict[str, Mapping[str, str]] = field(default_factory=dict)
     namespace_labels: dict[str, Mapping[str, str]] = field(default_factory=dict)
     nodes: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    node_addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
     workloads: dict[WorkloadKey, Workload] = field(default_factory=dict)
     policies: list[InspectionPolicy] = field(default_factory=list)
     invalid_policies: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -241,6 +242,7 @@ class _InventoryBuilder:
                 self.namespace_labels[converted.name] = converted.labels
             case objects.NodeObject():
                 self.nodes[converted.name] = converted.annotations
+                self.node_addresses[converted.name] = converted.addresses
             case Workload():
                 self.workloads[converted.key] = converted
             case InspectionPolicy():
@@ -260,6 +262,7 @@ class _InventoryBuilder:
             secrets=self.secrets,
             namespaces=self.namespaces,
             nodes=self.nodes,
+            node_addresses=self.node_addresses,
             workloads=self.workloads,
             policies=policies,
             invalid_policies=self.invalid_policies,

@@ -173,6 +173,24 @@ class WorkloadFields(ObjectFields, frozen=True):
 
 
 class PlainFields(ObjectFields, frozen=True):
-    """A Namespace or Node, of which only the metadata is read."""
+    """A Namespace or Node: the metadata."""
 
     metadata: MetadataFields
+
+
+class NodeAddressFields(ObjectFields, frozen=True):
+    """v1 NodeAddress: of a type like InternalIP, ExternalIP or Hostname."""
+
+    address: str = ""
+
+
+class NodeStatusFields(ObjectFields, frozen=True):
+    """v1 NodeStatus."""
+
+    addresses: list[NodeAddressFields] | None = None
+
+
+class NodeFields(ObjectFields, frozen=True):
+    """The status of a Node."""
+
+    status: NodeStatusFields | None = None

@@ -54,10 +54,11 @@ class NamespaceObject:
 
 @dataclass(frozen=True, slots=True)
 class NodeObject:
-    """A Node: name and annotations."""
+    """A Node: name, annotations, and the addresses of its status."""
 
     name: str
     annotations: Mapping[str, str]
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +249,17 @@ def _namespace(value: Mapping[str, object]) -> NamespaceObject:
 
 
 def _node(value: Mapping[str, object]) -> NodeObject:
-    return NodeObject(*_cluster_scoped(value, NAME))
+    status = typed(value, fields.NodeFields).status
+    given = (status.addresses if status is not None else None) or ()
+    return NodeObject(*_cluster_scoped(value, NAME), tuple(filter(_is_address, (each.address for each in given))))
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is an IP address; a Node has names among its addresses, too."""
+    try:
+        return ip_address(text) is not None
+    except ValueError:
+        return False
 
 
 def _cluster_scoped(value: Mapping[str, object], pattern: re.Pattern[str]) -> tuple[str, Mapping[str, str]]:

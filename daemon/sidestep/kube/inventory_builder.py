@@ -65,6 +65,7 @@ class InventoryBuilder:
             namespaces={each.name: each.annotations for each in self._all("namespaces")},
             namespace_labels={each.name: each.labels for each in self._all("namespaces")},
             nodes={each.name: each.annotations for each in self._all("nodes")},
+            node_addresses={each.name: each.addresses for each in self._all("nodes")},
             workloads=self._workloads(),
             policies=self._policies[0],
             invalid_policies=self._policies[1],

@@ -7,6 +7,7 @@ those of one pod.
     ask --> the link to the chosen pod's node: a line, and a future by its number
             stream with that number    -> the future has it; `Granted.close` ends it
             refused                    -> RefusedError
+            ended, after it was granted -> `PodAccess.ended` is told why; the stream breaks
             the tunnel breaks          -> CutOffError; who asks again waits for another tunnel
 """
 
@@ -24,11 +25,11 @@ from sidestep.tunnel.access import (
     Asked,
     Cancel,
     Connect,
+    Ended,
     Environment,
     Files,
     Lines,
     Ready,
-    Refused,
     Told,
     decode_line,
     encode_line,
@@ -78,8 +79,9 @@ class Granted:
 class _Link:
     """One tunnel's stream of lines."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, ended: Callable[[str], None]) -> None:
         self.pods: frozenset[str] = frozenset()
+        self._ended = ended
         self._stream = stream
         self._number = 0
         self._waiting: dict[int, asyncio.Future[Granted]] = {}
@@ -122,6 +124,9 @@ class _Link:
         if isinstance(line, Ready):
             self.pods = frozenset(line.pods)
             return
+        if isinstance(line, Ended):
+            self._ended(line.reason)
+            return
         waiting = self._waiting.get(line.number)
         if waiting is not None and not waiting.done():
             waiting.set_exception(RefusedError(line.reason))
@@ -148,6 +153,8 @@ class PodAccess(NoHandler):
     def __init__(self) -> None:
         super().__init__()
         self.access = self
+        self.ended: Callable[[str], None] = lambda _reason: None
+        """Called with the reason why the node has ended what it had granted. It may say so without end: bound it."""
         self._links: dict[object, _Link] = {}
         self._chosen = ""
         self._news = asyncio.Event()
@@ -188,6 +195,9 @@ class PodAccess(NoHandler):
         link = next(each for each in self._links.values() if pod in each.pods)
         return await link.ask(lambda number: make(number, pod))
 
+    def _tell_ended(self, reason: str) -> None:
+        self.ended(reason)
+
     def _choose(self) -> str:
         usable = sorted(pod for link in self._links.values() for pod in link.pods)
         if self._chosen not in usable:
@@ -201,12 +211,12 @@ class PodAccess(NoHandler):
         if tunnel in self._links:
             raise PeerError("the daemon has opened the lines of an access twice")
         stream.respond(200)
-        link = self._links[tunnel] = _Link(stream)
+        link = self._links[tunnel] = _Link(stream, self._tell_ended)
         lines = Lines()
         try:
             while data := await stream.read():
                 for line in lines.feed(data):
-                    link.told(decode_line(line, Ready | Refused))  # type: ignore[arg-type]  # a union
+                    link.told(decode_line(line, Told))  # type: ignore[arg-type]  # a union
                 self._news.set()
         finally:
             del self._links[tunnel]

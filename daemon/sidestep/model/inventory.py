@@ -46,7 +46,8 @@ class ConfigMap:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What there is. `nodes` and `namespaces` map a name to its annotations; `secrets` is keyed (namespace, name);
+    """What there is. `nodes` and `namespaces` map a name to its annotations, `node_addresses` that of a node to the IP
+    addresses in its status; `secrets` is keyed (namespace, name);
     `policies` are in `InspectionPolicy.order`; `invalid_policies` maps (namespace, name), with an empty namespace for
     those of the cluster, to the reason why a document that is there could not be parsed. `namespace_labels` are as
     written; `labels_of` is what selectors see. `config_maps` are those that policies name, keyed like Secrets.
@@ -57,6 +58,7 @@ class Inventory:
     secrets: Mapping[tuple[str, str], Secret] = field(default_factory=dict)
     namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     nodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    node_addresses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     workloads: Mapping[WorkloadKey, Workload] = field(default_factory=dict)
     policies: tuple[InspectionPolicy, ...] = ()
     invalid_policies: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -88,6 +90,10 @@ class Inventory:
     def labels_of(self, namespace: str) -> Mapping[str, str]:
         """Labels of a namespace, with the one that the API server gives to each: its name."""
         return {**self.namespace_labels.get(namespace, {}), NAME_LABEL: namespace}
+
+    def addresses_of_node(self, name: str) -> tuple[str, ...]:
+        """IP addresses that the Node object says the node has; empty when it is unknown."""
+        return self.node_addresses.get(name, ())
 
     def node_annotations(self, name: str = "") -> Mapping[str, str]:
         """Annotations of the named node; without a match, those of the only node there is, else nothing."""

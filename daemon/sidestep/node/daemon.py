@@ -32,7 +32,7 @@ from sidestep.aio.meter import MeteredLoop
 from sidestep.aio.once import Once
 from sidestep.aio.tasks import Tasks
 from sidestep.config.node_options import NodeOptions
-from sidestep.config.node_settings import OWN_NAMESPACE
+from sidestep.config.node_settings import OWN_NAMESPACE, NodeSettings
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import BugError, ConfigurationError
 from sidestep.model.pod import PodKey
@@ -117,6 +117,7 @@ class _Parts:
     engines: Engines
     view: NodeStatusView
     sessions: SessionRegistry
+    world: NodePodWorld
     reconciler: Reconciler
     audit: Audit
     records: EveLog
@@ -302,9 +303,10 @@ class _Daemon:
             on_crash=self._crashed,
             absence=absence(kept),
         )
-        sessions.world = NodePodWorld(
+        sessions.world = world = NodePodWorld(
             inventory=lambda: controller.inventory,
             reader=self._pod_reader,
+            name=self._options.node_name,
             target=reconciler.target,
             denied=lambda: controller.settings.outbound_deny,
             node_addresses=partial(own_addresses, in_pod=self._cluster is not None),
@@ -317,6 +319,7 @@ class _Daemon:
             engines=engines,
             view=view,
             sessions=sessions,
+            world=world,
             reconciler=reconciler,
             audit=Audit(reconciler, conditions, node=self._options.node_name),
             records=records,
@@ -358,7 +361,7 @@ class _Daemon:
             policies=parts.policies,
             intercepts=intercepts,
             want_secrets=self._source.want_secrets,
-            use_settings=lambda settings: parts.records.use(settings.eve),
+            use_settings=partial(_use_settings, parts),
             use_policies=parts.engines.offer,
             complete=parts.engines.complete,
         )
@@ -455,6 +458,11 @@ class _Daemon:
 
     def _proxy_output(self, line: str) -> None:
         self._log.warning("pod proxy output", line=line)
+
+
+def _use_settings(parts: _Parts, settings: NodeSettings) -> None:
+    parts.records.use(settings.eve)
+    parts.world.follow_settings()
 
 
 def _state_records(conditions: Conditions, node: str, reason: str) -> None:

@@ -9,26 +9,28 @@ asked here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 
 from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.node.certificates.requests import FilesRequest, Names
 from sidestep.node.sessions.pod_world import NoWorld
+from sidestep.policy.destinations import Destinations, networks_of
 from sidestep.policy.pod_access import container_of, process_of
 from sidestep.proxy.control.messages import MAX_HOSTS, MAX_RESOLV_CONF, Dial, UseNetwork
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.errors import ChannelBrokenError
 
 if TYPE_CHECKING:
-    import socket
-
     from sidestep.model.intercept import Intercept
     from sidestep.model.inventory import Inventory
     from sidestep.model.pod import Pod, PodKey
     from sidestep.node.certificates.reader import Reader
     from sidestep.node.pods.target import Target
+    from sidestep.node.proxies.dials import Dialled
     from sidestep.tunnel.channel import Channel
 
 KEPT: Final = 15.0
@@ -38,17 +40,41 @@ MAX_NAMES: Final = 1024
 
 
 class RelayedChannel(SocketChannel):
-    """The socket on which a pod's proxy relays a connection.
+    """The socket on which a pod's proxy relays a connection to `address`; "": it did not say which.
 
-    Closed in both directions before this end has finished its own, it tells of a connection that broke.
+    Closed in both directions before this end has finished its own, it tells of a connection that broke. So does `end`.
     """
 
-    _finished = False
+    def __init__(
+        self, made: Dialled, *, ended: Callable[[str], None], closed: Callable[[RelayedChannel], None]
+    ) -> None:
+        super().__init__(made.sock)
+        self.address = made.address
+        self._ended = ended
+        self._closed = closed
+        self._finished = self._is_ended = False
+
+    def end(self, reason: str) -> None:
+        """Break the connection, and tell the session why."""
+        self._is_ended = True
+        self._ended(reason)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes who reads it; `pump` then closes it
+
+    def close(self) -> None:
+        """As Channel.close."""
+        self._closed(self)
+        super().close()
+
+    def abort(self) -> None:
+        """As Channel.abort."""
+        self._closed(self)
+        super().abort()
 
     async def read(self) -> bytes:
         """As Channel.read."""
         data = await super().read()
-        if not data and not self._finished and self.hung_up():
+        if not data and (self._is_ended or (not self._finished and self.hung_up())):
             raise ChannelBrokenError("the connection was reset")
         return data
 
@@ -59,20 +85,25 @@ class RelayedChannel(SocketChannel):
 
 
 class NodePodWorld(NoWorld):
-    """A `node.sessions.pod_world.PodWorld`. `inventory` returns the present one, `target` the target of a pod, `denied`
-    the networks to which no session may have a pod connect, `node_addresses` the node's own."""
+    """A `node.sessions.pod_world.PodWorld`. `inventory` returns the present one, `name` is the node's, `target` returns
+    the target of a pod, `denied` the networks to which no session may have a pod connect, `node_addresses` those that
+    the node's interfaces have."""
 
     def __init__(
         self,
         *,
         inventory: Callable[[], Inventory],
         reader: Reader,
+        name: str,
         target: Callable[[PodKey], Target | None],
         denied: Callable[[], tuple[str, ...]],
         node_addresses: Callable[[], frozenset[IPv4Address | IPv6Address]],
     ) -> None:
         self._inventory = inventory
         self._reader = reader
+        self._name = name
+        self._made: dict[RelayedChannel, str] = {}
+        """The connections that are open, and how they are called."""
         self._target = target
         self._denied = denied
         self._node_addresses = node_addresses
@@ -88,7 +119,9 @@ class NodePodWorld(NoWorld):
             raise RefusedError(f"container {name} of pod {pod} has no process here")
         return await self._reader.environment(pid, found.location.births.get(pid))
 
-    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> Channel:
+    async def connect(
+        self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str, *, ended: Callable[[str], None]
+    ) -> Channel:
         """As PodWorld.connect."""
         target = self._target(pod)
         if target is None or not target.serves(access.uid):
@@ -97,14 +130,40 @@ class NodePodWorld(NoWorld):
         resolv_conf, hosts = names.resolv_conf[:MAX_RESOLV_CONF], names.hosts[:MAX_HOSTS]
         network = UseNetwork(0, resolv_conf, hosts, denied=self._denied(), node=self._addresses())
         dial = Dial(0, 0, host, port, protocol, allow_loopback=access.allow_loopback)
-        return RelayedChannel(await target.dial(dial, network))
+        made = await target.dial(dial, network)
+        channel = RelayedChannel(made, ended=ended, closed=self._forget)
+        if reason := self._denial(channel):  # since it was asked for
+            channel.abort()
+            raise RefusedError(f"{made.address} is refused: {reason}")
+        self._made[channel] = f"the connection to {host}:{port}"
+        return channel
+
+    def _forget(self, channel: RelayedChannel) -> None:
+        self._made.pop(channel, None)
+
+    def follow_settings(self) -> None:
+        """End the connections to what the node denies now."""
+        for channel, name in list(self._made.items()):
+            if reason := self._denial(channel):
+                channel.end(f"the node has ended {name} ({channel.address}): {reason}")
+
+    def _denial(self, channel: RelayedChannel) -> str:
+        """Return why the annotation does not permit a connection, "" if it does; one to who knows where is denied."""
+        denied = self._denied()
+        try:
+            address = ip_address(channel.address)
+        except ValueError:
+            return "the pod's proxy does not say where it leads" if denied else ""
+        return Destinations(networks_of(denied)).refusal(address, is_local=True, allow_loopback=True)
 
     def _addresses(self) -> tuple[str, ...]:
-        """Return the node's own addresses, looked up at most KEPT seconds ago. Raises SidestepError."""
+        """Return the node's own addresses: those of its interfaces, looked up at most KEPT seconds ago, and those that
+        its Node has, which a cloud may translate. Raises SidestepError.
+        """
         now = asyncio.get_running_loop().time()
         if self._node is None or now - self._node[0] > KEPT:
             self._node = now, tuple(sorted(map(str, self._node_addresses())))
-        return self._node[1]
+        return tuple(sorted({*self._node[1], *self._inventory().addresses_of_node(self._name)}))
 
     async def _names_of(self, access: Intercept, pod: Pod) -> Names:
         """Return how a container looks up names, read at most KEPT seconds ago. Raises SidestepError."""

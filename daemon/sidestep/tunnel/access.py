@@ -8,6 +8,7 @@ connections:
     extended CONNECT, `sidestep-access-data`  for each request that is granted, with its number; the bytes follow
 
     asked ----> granted: a stream with its number, which ends by itself
+       |                         or by the node: the stream is reset, and a line before says why
        |------> refused: a line with its number, and the reason
        `------> cancelled by the one who asked; a stream that comes nevertheless is reset
 
@@ -109,8 +110,15 @@ class Refused(Line, frozen=True, tag="refused"):
     reason: Annotated[str, msgspec.Meta(max_length=1024)]
 
 
+class Ended(Line, frozen=True, tag="ended"):
+    """The node has ended what it had granted for this number, which breaks."""
+
+    number: Number
+    reason: Annotated[str, msgspec.Meta(max_length=1024)]
+
+
 Asked = Environment | Files | Connect | Cancel
-Told = Ready | Refused
+Told = Ready | Refused | Ended
 
 _L = TypeVar("_L")
 

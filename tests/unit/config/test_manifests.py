@@ -504,6 +504,18 @@ _JSON = st.recursive(
     ),
     max_leaves=25,
 )
+
+
+def test_addresses_of_a_node():
+    given = [{"type": "InternalIP", "address": "10.0.0.1"}, {"type": "ExternalIP", "address": "2001:db8::1"}]
+    names = [{"type": "Hostname", "address": "n1"}, {"type": "InternalDNS"}]
+    document = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "status": {"addresses": given + names}}
+    convert = converter("", "Node")
+    assert convert(document).addresses == ("10.0.0.1", "2001:db8::1")
+    assert convert({**document, "status": None}).addresses == ()
+    assert convert({**document, "status": {"addresses": None}}).addresses == ()
+
+
 _KINDS = [("v1", kind) for kind in ("Pod", "Service", "Secret", "Namespace", "Node", "List")]
 _KINDS += [("apps/v1", kind) for kind in ("Deployment", "ReplicaSet")] + [("batch/v1", "Job")]
 

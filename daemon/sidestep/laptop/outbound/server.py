@@ -10,7 +10,8 @@ One client
     over        its socket is closed
 
 Invariants
-  * At most MAX_CLIENTS clients at once: others wait in the listener's queue.
+  * At most MAX_CLIENTS clients at once, or as many as `descriptors` has room for: others wait in the listener's queue.
+    Clients that have not shown that they may use the proxy are counted by themselves (`places`).
   * Closing the proxy ends them all.
   * A client that goes away, or breaks the rules, ends its own connection only.
   * A client that has been answered is read from until it ends, PARTING seconds at most, so that it gets the answer.
@@ -31,9 +32,10 @@ import h11
 
 from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
-from sidestep.laptop.outbound import http_proxy, socks5
+from sidestep.laptop.outbound import descriptors, http_proxy, socks5
 from sidestep.laptop.outbound.conversation import Conversation, EarlyChannel
 from sidestep.laptop.outbound.local_user import is_ours
+from sidestep.laptop.outbound.places import Places
 from sidestep.laptop.outbound.socks5 import Command, Place, Reply
 from sidestep.laptop.outbound.udp_association import UdpAssociation
 from sidestep.laptop.pod_access import Granted
@@ -42,6 +44,8 @@ from sidestep.model.text import harmless
 from sidestep.tunnel.pump import pump
 
 MAX_CLIENTS: Final = 1024
+MAX_UNPROVEN: Final = 256
+"""Clients beside them that have not shown that they may use the proxy."""
 MAX_CONNECTING: Final = 256
 """Of these, clients for whom the pod is asked at once: with more, all of them would come near the deadline."""
 ASKING: Final = 10.0
@@ -55,6 +59,9 @@ TOLD_AT_ONCE, TOLD_PAUSE = 20, 1.0
 
 class Access(Protocol):
     """What is needed of `laptop.pod_access.PodAccess`."""
+
+    ended: Callable[[str], None]
+    """Called with the reason why the node has ended a connection."""
 
     async def connect(self, host: str, port: int, protocol: Literal["tcp", "udp"] = "tcp") -> Granted:
         """Connect from the pod. Raises RefusedError, PeerError."""
@@ -97,7 +104,9 @@ class OutboundProxy:
         self._tell = tell
         self._password = secrets.token_urlsafe(18)
         self._tasks = Tasks("outbound proxy")
-        self._room = asyncio.Semaphore(MAX_CLIENTS)
+        found = descriptors.clients(MAX_CLIENTS, MAX_UNPROVEN)
+        self._places = Places(found.most, unproven=found.unproven)
+        self._to_tell = found.told
         self._connecting = asyncio.Semaphore(MAX_CONNECTING)
         self._listener: socket.socket | None = None
         self._may_tell = float(TOLD_AT_ONCE)
@@ -120,6 +129,9 @@ class OutboundProxy:
             raise ConfigurationError(reason, subject="port", value=str(self._port)) from error
         listener.setblocking(False)
         self._listener = listener
+        self._access.ended = self._tell_some
+        if self._to_tell:
+            self._tell(self._to_tell)
         self._tasks.start(self._accept(listener), name="accept")
         return self
 
@@ -137,23 +149,21 @@ class OutboundProxy:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._room.acquire()
+            await self._places.room()
             try:
                 sock, _ = await loop.sock_accept(listener)
             except OSError:
-                self._room.release()
                 await asyncio.sleep(0.1)  # no descriptor is left, or the client has gone again
                 continue
-            except BaseException:
-                self._room.release()
-                raise
             sock.setblocking(False)
             task = self._tasks.start(self._client(sock), name="client")
             task.add_done_callback(lambda _, sock=sock: self._over(sock))  # type: ignore[misc]  # the default binds it
+            self._places.take(sock, task.cancel, proven=is_ours(sock))
+            await asyncio.sleep(0)  # sock_accept does not yield while clients wait
 
     def _over(self, sock: socket.socket) -> None:
         sock.close()
-        self._room.release()
+        self._places.leave(sock)
 
     async def _client(self, sock: socket.socket) -> None:
         client = Conversation(sock)
@@ -175,8 +185,9 @@ class OutboundProxy:
 
     async def _socks(self, client: Conversation) -> None:
         async with time_limit(ASKING):
-            ours = is_ours(client.sock)
+            ours = self._places.is_proven(client.sock)
             await socks5.greet(client, user=USER, password=self._password, is_ours=ours)
+            self._places.prove(client.sock)
             command, place = await socks5.request(client)
         if command is Command.UDP_ASSOCIATE:
             await UdpAssociation(self._access, client, tell=self._refused).run()
@@ -197,8 +208,9 @@ class OutboundProxy:
     async def _http(self, client: Conversation) -> None:
         try:
             async with time_limit(ASKING):
-                ours = is_ours(client.sock)
+                ours = self._places.is_proven(client.sock)
                 asked = await http_proxy.request(client, user=USER, password=self._password, is_ours=ours)
+                self._places.prove(client.sock)
         except http_proxy.RefusalError as error:
             await client.say(http_proxy.refusal(error.status, str(error)))
             return
@@ -245,11 +257,14 @@ class OutboundProxy:
 
     def _refused(self, place: Place, error: SidestepError) -> None:
         """Tell the developer why a connection was not made, unless there are too many."""
+        host = f"[{place.host}]" if ":" in place.host else place.host
+        reason = str(error) if isinstance(error, RefusedError) else f"the tunnel broke: {error}"
+        self._tell_some(f"No connection to {host}:{place.port}: {reason}")
+
+    def _tell_some(self, text: str) -> None:
         now = asyncio.get_running_loop().time()
         self._may_tell = min(float(TOLD_AT_ONCE), self._may_tell + (now - self._told) / TOLD_PAUSE)
         self._told = now
         if self._may_tell >= 1.0:
             self._may_tell -= 1.0
-            host = f"[{place.host}]" if ":" in place.host else place.host
-            reason = str(error) if isinstance(error, RefusedError) else f"the tunnel broke: {error}"
-            self._tell(harmless(f"No connection to {host}:{place.port}: {reason}"))
+            self._tell(harmless(text))

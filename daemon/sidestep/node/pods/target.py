@@ -47,9 +47,8 @@ from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.steering import Steering, programs_attached
 
 if TYPE_CHECKING:
-    import socket
-
     from sidestep.node.planning.inspection_times import InspectionTimes, Uninspected
+    from sidestep.node.proxies.dials import Dialled
     from sidestep.proxy.control.messages import Dial, Probed, UseNetwork
     from sidestep.snapshots.hindrance import Hindrance
     from sidestep.snapshots.inspection import PolicySnapshot
@@ -184,7 +183,7 @@ class Target:
         self._streams.look(force=True)
         self._log.info("target configured", ports=sorted(wanted), generation=self._generation)
 
-    async def dial(self, dial: Dial, network: UseNetwork) -> socket.socket:
+    async def dial(self, dial: Dial, network: UseNetwork) -> Dialled:
         """Have the proxy make a connection for a session; as `PodProxy.dial`."""
         return await self._running().dial(dial, network)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -29,18 +30,26 @@ class Asked(Protocol):
         """Send a message and wait until it has been carried out. Raises SidestepError."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """A connection that was made: the daemon's end, and where it leads, as the proxy says."""
+
+    sock: socket.socket
+    address: str
+
+
 class Dials:
     """Of one pod, across restarts of its proxy."""
 
     def __init__(self) -> None:
         self._last = 0
-        self._waiting: dict[int, tuple[Asked, asyncio.Future[None]]] = {}
+        self._waiting: dict[int, tuple[Asked, asyncio.Future[str]]] = {}
 
-    async def make(self, process: Asked, dial: Dial) -> socket.socket:
+    async def make(self, process: Asked, dial: Dial) -> Dialled:
         """Have a process make a connection; returns the daemon's end. Raises RefusedError, SidestepError."""
         self._last += 1
         stream = self._last
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting[stream] = process, answered
         try:
             try:
@@ -51,15 +60,15 @@ class Dials:
                 with theirs:
                     message = msgspec.structs.replace(dial, stream=stream)
                     await process.tell(message, theirs.fileno(), doing=f"connect to {harmless(dial.host)}")
-                await answered
+                address = await answered
             except BaseException:
                 ours.close()
                 raise
         finally:
             del self._waiting[stream]
-        return ours
+        return Dialled(ours, address)
 
-    def answered(self, process: Asked, stream: int, error: str) -> None:
+    def answered(self, process: Asked, stream: int, error: str, address: str = "") -> None:
         """Take a `Dialed`."""
         asked, answered = self._waiting.get(stream, (None, None))
         if answered is None or asked is not process or answered.done():
@@ -67,7 +76,7 @@ class Dials:
         if error:
             answered.set_exception(RefusedError(harmless(error, MAX_DIAL_ERROR)))
         else:
-            answered.set_result(None)
+            answered.set_result(harmless(address))
 
     def process_ended(self) -> None:
         """The process is gone, and its connections with it."""

@@ -105,7 +105,7 @@ class ProxyDispatcher:
             case Report():
                 self._handler.on_report(message)
             case Dialed():
-                self.dials.answered(process, message.stream, message.error)
+                self.dials.answered(process, message.stream, message.error, message.address)
             case _:
                 self._told(message)
 

@@ -26,6 +26,7 @@ from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.proxies.backoff import Backoff, CrashHistory
 from sidestep.node.proxies.desired import Acknowledged, CredentialSource, Desired, DestinationTable, tell_difference
+from sidestep.node.proxies.dials import Dialled
 from sidestep.node.proxies.dispatcher import ProxyDispatcher
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState
@@ -183,7 +184,7 @@ class PodProxy:
         self._desired.table = None
         await self.unlisten(OUTBOUND, OUTBOUND_TRANSPORT)
 
-    async def dial(self, dial: Dial, network: UseNetwork) -> socket.socket:
+    async def dial(self, dial: Dial, network: UseNetwork) -> Dialled:
         """Have the process make a connection from the pod; returns a stream socket for its bytes, or capsules.
 
         It is no part of the desired state: the connection ends with the process. Closing the socket ends it, too.

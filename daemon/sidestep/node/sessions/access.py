@@ -5,7 +5,8 @@ A request is
     asked      checked at once: the session may use that (`Intercept.allow`), the pod is one that the present plan lets
                it use, and the number is new
     working    a task of its own; it ends as one of
-    granted    a stream of the tunnel has been opened; its bytes are moved until both directions have ended
+    granted    a stream of the tunnel has been opened; its bytes are moved until both directions have ended, or the
+               world ends it; a line says why
     refused    a line with the reason
     cancelled  by the session; or by `follow`: the plan does not let the session use the pod any more
 
@@ -14,8 +15,8 @@ Invariants
   * The end of the tunnel, or of the session, ends every task, and each releases what it holds.
   * At most `MAX_REQUESTS` are working or granted, and at most one snapshot of files.
   * After `GRANT` seconds of work a request is refused: before its session gives up, so that it learns why.
-  * A line waits for each request at most, so all may be refused at once: by a deadline, or when their pod goes. While
-    `WAITING_LINES` wait, no other request is read.
+  * A line waits for each request at most, so all may be refused or ended at once: by a deadline, or when their pod
+    goes. While `WAITING_LINES` wait, no other request is read.
   * A session that breaks the rules of the lines loses its tunnel.
 """
 
@@ -35,6 +36,7 @@ from sidestep.tunnel.access import (
     Asked,
     Cancel,
     Connect,
+    Ended,
     Environment,
     Files,
     Line,
@@ -200,7 +202,14 @@ class AccessServer:
                 sock = await self._world.files(self._access, pod, asked.container, asked.paths, asked.max_bytes)
                 return SocketChannel(sock)
             case Connect():
-                return await self._world.connect(self._access, pod, asked.host, asked.port, asked.protocol)
+                return await self._world.connect(
+                    self._access,
+                    pod,
+                    asked.host,
+                    asked.port,
+                    asked.protocol,
+                    ended=lambda reason: self._tell(Ended(asked.number, _shown(reason))),
+                )
 
     async def _pump(self, number: int, channel: Channel) -> None:
         try:
@@ -215,7 +224,11 @@ class AccessServer:
         return await self._open_data(number)
 
     def _refuse(self, number: int, error: SidestepError) -> None:
-        self._tell(Refused(number, harmless(str(error), MAX_REASON)[: MAX_REASON + 1]))
+        self._tell(Refused(number, _shown(str(error))))
+
+
+def _shown(reason: str) -> str:
+    return harmless(reason, MAX_REASON)[: MAX_REASON + 1]
 
 
 async def _send(stream: Stream, content: bytes) -> None:

@@ -8,6 +8,7 @@ from sidestep.model.errors import RefusedError
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from sidestep.model.intercept import Intercept
     from sidestep.model.pod import PodKey
@@ -25,8 +26,13 @@ class PodWorld(Protocol):
     ) -> socket.socket:
         """Begin a snapshot; returns a stream socket from which its frames are read (`protocols.file_frames`)."""
 
-    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> Channel:
-        """Make a connection in the pod's network namespace; returns a channel for its bytes, or capsules."""
+    async def connect(
+        self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str, *, ended: Callable[[str], None]
+    ) -> Channel:
+        """Make a connection in the pod's network namespace; returns a channel for its bytes, or capsules.
+
+        `ended` gets the reason when the node ends it later, just before the channel breaks.
+        """
 
 
 class NoWorld:
@@ -42,9 +48,11 @@ class NoWorld:
         """As PodWorld.files."""
         raise _refused(access, pod, container, paths, max_bytes)
 
-    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> Channel:
+    async def connect(
+        self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str, *, ended: Callable[[str], None]
+    ) -> Channel:
         """As PodWorld.connect."""
-        raise _refused(access, pod, host, port, protocol)
+        raise _refused(access, pod, host, port, protocol, ended)
 
 
 def _refused(*_asked: object) -> RefusedError:

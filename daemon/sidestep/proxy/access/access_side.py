@@ -93,9 +93,9 @@ class AccessSide:
 
     # --- OutgoingOwner ----------------------------------------------------------------------------------------------
 
-    def dialed(self, stream: int, error: str) -> None:
+    def dialed(self, stream: int, error: str, address: str = "") -> None:
         """As OutgoingOwner.dialed."""
-        self._link.send(Dialed(self._link.next_seq(), stream, error))
+        self._link.send(Dialed(self._link.next_seq(), stream, error, address))
 
     def over(self, outgoing: Outgoing) -> None:
         """As OutgoingOwner.over."""

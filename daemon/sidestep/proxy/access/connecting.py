@@ -61,6 +61,8 @@ class Connecting:
         self._network = network
         self._allow_loopback = allow_loopback
         self._deadline = Deadline(TIME)
+        self.address = ""
+        """Where the connection that was made leads."""
 
     async def connected(self, host: str, port: int, kind: int) -> socket.socket:
         """Return a connected, non-blocking socket of a kind (SOCK_STREAM or SOCK_DGRAM). Raises SidestepError."""
@@ -73,6 +75,7 @@ class Connecting:
             place = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
             try:
                 self._check(address)
+                self.address = str(address)
                 return await self._connect(address, port, kind, others=len(addresses) - index - 1)
             except RefusedError as error:
                 reasons.append(f"{place} is refused: {error}")

@@ -40,8 +40,8 @@ class OutgoingOwner(Protocol):
     loop: Loop
     pipes: Pipes
 
-    def dialed(self, stream: int, error: str) -> None:
-        """Tell the daemon that a connection is made, or why not."""
+    def dialed(self, stream: int, error: str, address: str = "") -> None:
+        """Tell the daemon that a connection is made, and to which address, or why not."""
 
     def over(self, outgoing: Outgoing) -> None:
         """Note that a connection is over."""
@@ -87,15 +87,16 @@ class Outgoing:
         connecting = Connecting(self._owner.loop, self._network, allow_loopback=dial.allow_loopback)
         try:
             sock = await connecting.connected(dial.host, dial.port, KINDS[dial.protocol])
+            address = connecting.address
         except SidestepError as error:
             self._refuse(str(error))
         except Exception as error:
             self._refuse(f"the pod's proxy met an error of its own: {type(error).__name__}")
             raise
         else:
-            self._begin_relay(sock)
+            self._begin_relay(sock, address)
 
-    def _begin_relay(self, sock: socket.socket) -> None:
+    def _begin_relay(self, sock: socket.socket, address: str) -> None:
         owner, stream = self._owner, self._stream
         try:
             if sock.type & socket.SOCK_DGRAM:
@@ -116,7 +117,7 @@ class Outgoing:
             sock.close()
             self._refuse(f"the pod's proxy cannot hold another connection: {error.strerror}")
             return
-        owner.dialed(self._dial.stream, "")
+        owner.dialed(self._dial.stream, "", address)
 
     def _refuse(self, reason: str) -> None:
         self._owner.dialed(self._dial.stream, reason[:MAX_DIAL_ERROR])

@@ -47,6 +47,8 @@ MAX_COUNTERS = 512
 
 MAX_RESOLV_CONF, MAX_HOSTS = 16 * 1024, 256 * 1024
 """Characters of the container's files that `UseNetwork` has."""
+MAX_ADDRESS = 64
+"""Characters of an IP address."""
 MAX_DIAL_ERROR = 1000
 """Characters of the reason in `Dialed`."""
 MAX_RECORDS = 128
@@ -279,6 +281,8 @@ class Dialed(Message):
 
     stream: int
     error: Annotated[str, msgspec.Meta(max_length=MAX_DIAL_ERROR)] = ""
+    address: Annotated[str, msgspec.Meta(max_length=MAX_ADDRESS)] = ""
+    """Where it leads, when it is made."""
 
 
 class LoggedAnswer(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

@@ -82,6 +82,7 @@ class Pod:
         self.asked = []
         self.granted = []
         self.refuses = ""
+        self.ended = None
 
     async def connect(self, host, port, protocol="tcp"):
         self.asked.append((host, port, protocol))
@@ -218,6 +219,48 @@ async def test_another_user_needs_the_password(monkeypatch):
             writer.write(b"CONNECT db:80 HTTP/1.1\r\nHost: db:80\r\n" + field + b"\r\n")
             assert (await said(reader, 12)).split()[1] == status
     assert len(pod.asked) == 2
+
+
+@asynchronous
+async def test_other_users_take_no_place_of_this_one(monkeypatch):
+    """They hold all that they may have, and more; then this user is served, and they with the password."""
+    monkeypatch.setattr(module, "MAX_UNPROVEN", 4)
+    monkeypatch.setattr(module, "MAX_CLIENTS", 2)
+    ours = []
+    monkeypatch.setattr(module, "is_ours", lambda sock: sock.getpeername() in ours)
+    pod = Pod()
+    async with proxy(pod) as found:
+        strangers = [await client(found) for _ in range(7)]
+        for reader, _ in strangers[:3]:  # the oldest ones were ended
+            assert await rest(reader) == b""
+        with socket.socket() as mine:
+            mine.bind(("127.0.0.1", 0))
+            mine.setblocking(False)
+            ours.append(mine.getsockname())
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(mine, ("127.0.0.1", found.urls.port))
+            await loop.sock_sendall(mine, HELLO + b"\x05\x01\x00\x01\x0a\0\0\x07\0\x50")
+            await eventually(lambda: len(pod.granted) == 1)
+            reader, writer = strangers[-1]
+            password = found.urls.password.encode()
+            writer.write(b"\x05\x01\x02\x01\x08sidestep" + bytes((len(password),)) + password)
+            assert await said(reader, 4) == b"\x05\x02\x01\x00"
+            waiting, _ = await client(found)  # two have shown that they may, so it waits in the queue
+            writer.close()
+            monkeypatch.setattr(module, "is_ours", lambda _sock: False)
+            await eventually(lambda: not found._places.full)
+        assert not waiting.at_eof()
+
+
+@asynchronous
+async def test_what_the_node_ends_is_told_and_not_without_end():
+    pod, told = Pod(), []
+    async with proxy(pod, told):
+        for number in range(100):
+            pod.ended(f"the node has ended {number}\x1b[2J")
+    assert told[0].startswith("the node has ended 0")
+    assert "\x1b" not in told[0]
+    assert 1 < len(told) < 45
 
 
 @asynchronous

@@ -38,8 +38,10 @@ async def test_a_connection_that_is_made():
     dials, process = Dials(), Process()
     making, stream, theirs = await begun(dials, process)
     with theirs:
-        dials.answered(process, stream, "")
-        with await making as ours:
+        dials.answered(process, stream, "", "10.0.0.7\x1b")
+        made = await making
+        assert "\x1b" not in made.address
+        with made.sock as ours:
             ours.sendall(b"hello")
             assert theirs.recv(5) == b"hello"
 

@@ -7,11 +7,13 @@ import socket
 
 import pytest
 
+from sidestep.laptop import pod_access
 from sidestep.laptop.pod_access import PodAccess
 from sidestep.model.errors import PeerError, RefusedError
 from sidestep.model.filter import Filter
 from sidestep.model.intercept import MAX_ENVIRONMENT, Allow, Kind
 from sidestep.model.pod import PodKey
+from sidestep.node.sessions import access as access_server
 from sidestep.node.sessions.session import Session
 from sidestep.tunnel import access as lines
 from sidestep.tunnel.channel import SocketChannel
@@ -46,7 +48,8 @@ class World:
         self.asked.append(("files", str(pod), container, paths, max_bytes))
         return self._pair()
 
-    async def connect(self, access, pod, host, port, protocol):
+    async def connect(self, access, pod, host, port, protocol, *, ended):
+        self.ended = ended
         self.asked.append(("connect", str(pod), host, port, protocol))
         if self.holds is not None:
             await self.holds.wait()
@@ -145,6 +148,30 @@ async def test_connections_have_both_directions_and_half_close():
             assert await granted.stream.read() == b""
         with pytest.raises(RefusedError, match="nowhere does not exist"):
             await used.connect("nowhere", 1)
+
+
+@asynchronous
+async def test_the_reason_of_a_connection_that_the_node_ends_arrives():
+    world, used, told = World(), PodAccess(), []
+    used.ended = told.append
+    async with connected(access(Allow.NETWORK), world, used), await used.connect("db.shop", 5432) as granted:
+        world.ended("it is denied\x1b[2J now")
+        world.peers[0].close()
+        await eventually(lambda: told, what="the reason")
+        assert await granted.stream.read() == b""
+    assert told[0].startswith("it is denied")
+    assert "\x1b" not in told[0]
+
+
+@asynchronous
+async def test_the_daemon_refuses_what_takes_too_long_before_the_session_gives_up(monkeypatch):
+    assert access_server.GRANT < pod_access.ANSWER
+    monkeypatch.setattr(access_server, "GRANT", 0.1)
+    world, used = World(), PodAccess()
+    world.holds = asyncio.Event()
+    async with connected(access(Allow.NETWORK), world, used):
+        with pytest.raises(RefusedError, match="the node could not carry it out within"):
+            await used.connect("db.shop", 5432)
 
 
 @asynchronous

@@ -78,6 +78,7 @@ class Pod:
 
         self.wait(told)
         [found] = told()
+        assert (found.address == "") is (found.error != "")
         return found.error
 
 
