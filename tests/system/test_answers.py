@@ -41,6 +41,8 @@ def assert_tls(facts, port, version):
         assert facts is None
         return
     assert facts.pop("cipher").startswith("TLS_")
+    assert len(facts.pop("ja3")) == 32
+    assert facts.pop("ja4").startswith("t13d"), "a client that speaks TLS 1.3 and names its server"
     alpn = {"alpn": "h2"} if version == "h2" else {"alpn": "http/1.1"} if "alpn" in facts else {}
     assert facts == {"version": "TLSv1.3", "server_name": scene.HOST, **alpn}
 

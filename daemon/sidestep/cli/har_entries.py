@@ -66,6 +66,7 @@ def entry_of(request: Request, body: Body | None = None) -> har.Entry:
             trace=request.trace,
             target=target,
             whole=answer is None or answer.whole,
+            tls=None if request.tls_facts is None else har.Tls(*msgspec.structs.astuple(request.tls_facts)),
         ),
     )
 

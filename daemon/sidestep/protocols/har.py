@@ -2,8 +2,8 @@
 
 The format is http://www.softwareishard.com/blog/har-12-spec/. Members that it does not know begin with an underscore:
 
-    _sidestep   of an entry: who has answered, pod, client, trace, and the target of the request where a URL cannot say
-                it (CONNECT, `*`, bytes that no URL has)
+    _sidestep   of an entry: who has answered, pod, client, trace, the client's TLS, and the target of the request where
+                a URL cannot say it (CONNECT, `*`, bytes that no URL has)
     _trailers   of a request: the fields behind its body
     _encoding   of a request's body: base64, for what is no text
     _truncated  of a request's body: it is longer than what was recorded
@@ -93,6 +93,18 @@ class Timings(msgspec.Struct, frozen=True):
     receive: float | None = 0.0
 
 
+class Tls(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The client's TLS, in `_sidestep` (`tunnel.messages.TlsFacts`)."""
+
+    version: str = ""
+    cipher: str = ""
+    alpn: str = ""
+    server_name: str = ""
+    client: str = ""
+    ja3: str = ""
+    ja4: str = ""
+
+
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     """`_sidestep`."""
 
@@ -104,6 +116,7 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     trace: str = ""
     target: str = ""
     whole: bool = True
+    tls: Tls | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, rename="camel"):

@@ -186,6 +186,9 @@ class TlsFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """The client's SNI."""
     client: str = ""
     """The subject of the client's verified certificate."""
+    ja3: str = ""
+    """The fingerprints of its ClientHello, of connections that began while a session was shown the port's requests."""
+    ja4: str = ""
 
 
 class Request(Event, frozen=True, tag="request"):

@@ -203,7 +203,7 @@ def test_searches_are_those_of_the_terminal_and_say_what_is_wrong(page):
 def test_text_of_the_network_is_never_markup(page):
     texts = dict.fromkeys(("authority", "method", "pod", "client", "trace", "protocol", "server"), HOSTILE)
     answer = {"status": 200, "by": "handler", "handler": HOSTILE, "head": f"{HOSTILE}: {HOSTILE}"}
-    known = {"tls": True, "tls_facts": TlsFacts(*[HOSTILE] * 5), "fields": ((HOSTILE, HOSTILE),), "answer": answer}
+    known = {"tls": True, "tls_facts": TlsFacts(*[HOSTILE] * 7), "fields": ((HOSTILE, HOSTILE),), "answer": answer}
     page.tell({**texts, **known, "path": f"/{HOSTILE}"})
     page.board.add(HOSTILE).conditions = (HOSTILE,)
     page.board.intercepts([InterceptShown(HOSTILE, HOSTILE, ((HOSTILE, HOSTILE),))], [HOSTILE])
@@ -223,6 +223,7 @@ def test_text_of_the_network_is_never_markup(page):
 
 def test_tls_and_the_intercept_of_a_request_are_told(page):
     facts = TlsFacts("TLSv1.3", "TLS_AES_128_GCM_SHA256", alpn="h2", server_name="shop.test", client="CN=ada")
+    facts = replace(facts, ja3="0" * 32, ja4="t13d0000h2_0_0")
     page.tell(
         {"path": "/clear", "answer": {"status": 200, "by": "app"}},
         {"path": "/early", "tls": True, "answer": {"status": 200, "by": "handler", "handler": "shop/gone"}},
@@ -255,6 +256,8 @@ def test_tls_and_the_intercept_of_a_request_are_told(page):
         "server name (SNI)": "shop.test",
         "protocol chosen (ALPN)": "h2",
         "client certificate": "CN=ada",
+        "JA4": "t13d0000h2_0_0",
+        "JA3": "0" * 32,
     }
     page.choose_tab("Session")
     page.wait(lambda: "header x-dev=ada" in page.text("detail"), "the intercept")

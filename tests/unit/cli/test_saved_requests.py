@@ -14,7 +14,8 @@ from sidestep.cli.har_file import HarFile
 from sidestep.cli.saved_requests import SavedRequests
 from sidestep.laptop.copied_requests import CopiedRequest
 from sidestep.model.errors import ConfigurationError
-from sidestep.tunnel.messages import Answer, Answered, Request
+from sidestep.protocols import har
+from sidestep.tunnel.messages import Answer, Answered, Request, TlsFacts
 from tests.unit.tunnel.ends import OPENING
 
 ANSWER = Answer(302, "app", seconds=0.5, sent=3, received=7, head="Content-Type: text/plain\r\nLocation: /b")
@@ -38,7 +39,8 @@ def entries(path):
 
 
 def test_an_entry_says_what_was_asked_and_answered():
-    entry = entry_of(request(answer=ANSWER, fields=(("accept", "*/*"),), tls=True, trace="ab"))
+    facts = TlsFacts("TLSv1.3", "TLS_AES_128_GCM_SHA256", ja4="t13d")
+    entry = entry_of(request(answer=ANSWER, fields=(("accept", "*/*"),), tls=True, trace="ab", tls_facts=facts))
     assert (entry.request.url, entry.request.http_version) == ("https://a.test/x?y=1&z=", "HTTP/1.1")
     assert [(each.name, each.value) for each in entry.request.query_string] == [("y", "1"), ("z", "")]
     assert (entry.started_date_time, entry.time, entry.timings.wait) == ("2001-09-09T01:46:40.000Z", 500.0, 500.0)
@@ -46,6 +48,11 @@ def test_an_entry_says_what_was_asked_and_answered():
     assert (response.status, response.status_text, response.redirect_url, response.body_size) == (302, "Found", "/b", 7)
     assert (response.content.mime_type, response.content.size) == ("text/plain", 7)
     assert (entry.facts.by, entry.facts.pod, entry.facts.trace, entry.facts.target) == ("app", "shop/a", "ab", "")
+    assert json.loads(har.encode(entry, first=True))["_sidestep"]["tls"] == {
+        "version": "TLSv1.3",
+        "cipher": "TLS_AES_128_GCM_SHA256",
+        "ja4": "t13d",
+    }
 
 
 @pytest.mark.parametrize(

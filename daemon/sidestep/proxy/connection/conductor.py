@@ -57,11 +57,13 @@ class Conductor:
         "_backlog",
         "_closed",
         "_dirty",
+        "_hello",
         "_legs",
         "_loop",
         "_mirror",
         "_splicer",
         "_timer",
+        "_tls_facts",
         "_whole",
         "active",
         "app_tls",
@@ -73,7 +75,6 @@ class Conductor:
         "relay",
         "server_name",
         "tls",
-        "tls_facts",
     )
 
     def __init__(
@@ -88,6 +89,7 @@ class Conductor:
         tls: bool = False,
         server_name: str = "",
         app_tls: AppTls | None = None,
+        hello: bytes = b"",
     ) -> None:
         self._loop = loop
         self.host = host
@@ -112,8 +114,9 @@ class Conductor:
         self.tls = tls
         self.server_name = server_name
         self.app_tls = app_tls
-        self.tls_facts: LoggedTls | None = None
-        """More of a client that came over TLS, once something of it is mirrored."""
+        self._tls_facts: LoggedTls | None = None
+        self._hello = hello
+        """The client's ClientHello, for the facts, until they are made."""
         if relay.gate is not None:
             relay.gate.wake = self._answered
 
@@ -121,6 +124,14 @@ class Conductor:
     def spoken(self) -> str:
         """The protocol that handlers are spoken to in."""
         return self.relay.protocol or self.protocol
+
+    @property
+    def tls_facts(self) -> LoggedTls | None:
+        """More of a client that came over TLS: made when something is first mirrored, as long as it is there."""
+        if self._tls_facts is None and self.tls:
+            stream, hello = self._legs.of(self.relay.client).stream, self._hello
+            self._tls_facts, self._hello = tls_facts(stream, self.server_name, hello), b""
+        return self._tls_facts
 
     @property
     def allows_late_auth(self) -> bool:
@@ -433,8 +444,7 @@ class Conductor:
     def _mirroring(self) -> ConnectionMirror:
         if self._mirror is None:
             self._mirror = ConnectionMirror(self._loop, MirroredConnection(self), self.host.mirror_scheduler)
-            if self.tls:
-                self.tls_facts = tls_facts(self._legs.of(self.relay.client).stream, self.server_name)
+            self._tls_facts = self.tls_facts
         return self._mirror
 
     @property
@@ -492,8 +502,12 @@ class Conductor:
             self.host.closed(self)
 
     def _break_off(self) -> None:
-        """Have what is inspected concluded before the client's leg is closed, of which a record is made."""
-        gate = self.relay.gate
+        """Before the client's leg is closed: have what is inspected concluded, of which a record is made, and take the
+        facts of its TLS if something was mirrored of which nothing was told yet."""
+        relay = self.relay
+        if relay.mirror.queue is not None and self._tls_facts is None:
+            self._tls_facts = self.tls_facts
+        gate = relay.gate
         if gate is not None:
             gate.break_off()
 

@@ -45,7 +45,7 @@ class RelayedConnection(Protocol):
 
     @property
     def tls_facts(self) -> LoggedTls | None:
-        """More of such a client, once something of the connection is mirrored."""
+        """More of such a client, if something of the connection was mirrored while it was open."""
 
     @property
     def app_tls(self) -> AppTls | None:

@@ -187,6 +187,12 @@ class LivePort:
         return bool(self.steered.route.wiretaps)
 
     @property
+    def is_shown(self) -> bool:
+        """Whether requests of the port are told to a session, or kept for some."""
+        route = self.steered.route
+        return bool(route.wiretaps or route.intercepts)
+
+    @property
     def late_client_auth(self) -> bool:
         """Whether the app asks clients for certificates after the handshake: told by the daemon, or seen here."""
         return self._late_client_auth or self.snapshot.late_client_auth

@@ -221,9 +221,8 @@ class ConnectionSetup:
         client, app = self._ends.client, self._ends.app
         stream = client if isinstance(client, TlsStream) else None
         records = self._records = self._recorder()
-        hello, self._hello = self._hello, b""
         if records is not None and stream is not None and isinstance(app, TlsStream) and self._tls is not None:
-            records.opened(OpenedTls(hello, stream, app, partial(self._tls.app_certificate, app)))
+            records.opened(OpenedTls(self._hello, stream, app, partial(self._tls.app_certificate, app)))
         return relay_for(
             verdict.protocol,
             self._port,
@@ -306,7 +305,9 @@ class ConnectionSetup:
             tls=tls is not None,
             server_name=self._server_name,
             app_tls=self._app_tls,
+            hello=self._hello if self._port.is_shown else b"",
         )
+        self._hello = b""
         client, app = self._ends.take_streams()
         self._host.opened(conductor)
         try:

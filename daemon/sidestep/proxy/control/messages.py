@@ -311,6 +311,9 @@ class LoggedTls(msgspec.Struct, array_like=True, forbid_unknown_fields=True, fro
     """The client's SNI; "": none."""
     client: str
     """The subject of the client's verified certificate; "": it showed none."""
+    ja3: str = ""
+    """The fingerprints of its ClientHello (`protocols.ja4`); "": it was not kept."""
+    ja4: str = ""
 
 
 class LoggedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

@@ -113,7 +113,7 @@ def test_an_answer_is_bounded_and_has_known_words():
         trace="\x1b[31m",
         number=-1,
         answer=answer,
-        tls_facts=LoggedTls(*["t" * 9999] * 5),
+        tls_facts=LoggedTls(*["t" * 9999] * 7),
     )
     [kept] = sanitising.requests(Requests(1, (line,), 0), uids={"u"}).requests
     assert (kept.age, kept.protocol, kept.trace, kept.number) == (0.0, "", "", 0)
@@ -121,7 +121,7 @@ def test_an_answer_is_bounded_and_has_known_words():
     assert (found.status, found.by, found.seconds, found.sent) == (0, "", 0.0, 0)
     assert (len(found.handler), len(found.head)) == (MAX_TEXT, sanitising.MAX_FIELDS)
     assert found.received == sanitising.MAX_BYTES
-    assert kept.tls_facts == LoggedTls(*["t" * MAX_TLS_TEXT] * 5)
+    assert kept.tls_facts == LoggedTls(*["t" * MAX_TLS_TEXT] * 7)
 
 
 def test_an_honest_answer_is_kept_as_it_is():

@@ -138,8 +138,10 @@ function tls(flow) {
     ["server name (SNI)", facts.server_name || "none"],
     ["protocol chosen (ALPN)", facts.alpn || "none"],
     ["client certificate", facts.client || "none"],
+    ["JA4", facts.ja4 || ""],
+    ["JA3", facts.ja3 || ""],
   ];
-  return [element("h2", "", "TLS of the client"), fields(rows)];
+  return [element("h2", "", "TLS of the client"), fields(rows.filter(([, value]) => value))];
 }
 
 export function fields(pairs) {
