@@ -28,20 +28,19 @@ from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http2.backpressure import Backpressure
 from sidestep.engine.http2.exchange import Exchange
-from sidestep.engine.http2.head import are_valid_fields
+from sidestep.engine.http2.head import Head, are_valid_fields
 from sidestep.engine.http2.leaky_bucket import LeakyBucket
 from sidestep.engine.http2.link import Link
 from sidestep.engine.http2.link_pool import LinkPool
 from sidestep.engine.http2.local_replies import bad_gateway, head_too_large
 from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.engine.memory_budget import Account
-from sidestep.protocols.hpack import Memo
+from sidestep.protocols.hpack import INITIAL, NONE, Block, Memo
 from sidestep.protocols.http2 import (
     DEFAULT_LIMITS,
     ErrorCode,
     Http2Error,
     goaway,
-    header_frames,
     rst_stream,
     window_update,
 )
@@ -49,15 +48,15 @@ from sidestep.protocols.http2 import (
 if TYPE_CHECKING:
     from sidestep.engine.http2.app_connection import AppConnection
     from sidestep.engine.http2.feed import Http2Feed
-    from sidestep.engine.http2.head import Head
     from sidestep.engine.http2.pending_settings import PendingSettings
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.http2.to_client import ToClient
     from sidestep.engine.memory_budget import Budget
     from sidestep.engine.relay import Relay
     from sidestep.policy.route import Rule
-    from sidestep.protocols.hpack import Block
 
+NOTHING: Final = Block((), NONE, None, INITIAL)
+"""Stands for a header block that is not kept."""
 RESPONSES: Final = Memo(DEFAULT_LIMITS.memo)
 """Response blocks seen by any link of this process: a pure cache, bounded in bytes."""
 LINGER: Final = 2
@@ -146,15 +145,17 @@ class Diversion:
             self._relay.mirror.diverted(exchange.stream, rule, head.method, head.path, head.authority)
         self._pool(exchange).add(exchange)
 
-    def decline(self, stream: int, code: int, *, ends: bool) -> None:
-        """Reset a new stream that nobody gets with `code`; NO_ERROR: answer it with a 431, its head is too large."""
+    def decline(self, stream: int, code: int) -> None:
+        """Reset a new stream that nobody gets with this error code."""
         self._state.streams.decline(stream)
-        to_client = self._to_client
-        if code != ErrorCode.NO_ERROR:
-            to_client.control(rst_stream(stream, code))
-            return
-        frames = header_frames(stream, to_client.with_size_update(head_too_large().literal), end_stream=True)
-        to_client.control(frames if ends else frames + rst_stream(stream, code))
+        self._to_client.control(rst_stream(stream, code))
+
+    def decline_head(self, stream: int, *, ends: bool) -> None:
+        """Answer a new stream, whose head is too large to be kept, with a 431."""
+        self._state.streams.highest = stream
+        exchange = Exchange(stream, Head(()), NOTHING, None, window=self._to_client.initial_window)
+        if self._admit(exchange, ends=ends):
+            self._reply(exchange, head_too_large(), b"")
 
     def body(self, exchange: Exchange, data: bytes, *, ends: bool) -> None:
         """Take data of a request's body, possibly empty; `ends` with END_STREAM."""
@@ -232,13 +233,16 @@ class Diversion:
 
     def peer_reset(self, exchange: Exchange, code: int) -> None:
         """Reset the stream for the client; a complete response is delivered first (RFC 9113 section 8.1)."""
-        if exchange.response_ended and not exchange.delivered:
-            exchange.reset_after = code
-            exchange.link_stream = 0
-            exchange.drop_body()
-            self.backpressure.release(exchange)
-        else:
+        if not exchange.response_ended:
             self.reset(exchange, code)
+            return
+        exchange.reset_after = code
+        exchange.lingers = code == ErrorCode.NO_ERROR and not exchange.head.is_grpc
+        exchange.link_stream = 0
+        exchange.drop_body()
+        self.backpressure.release(exchange)
+        if exchange.delivered:
+            self._delivered(exchange)
 
     def reset(self, exchange: Exchange, code: int) -> None:
         """Reset the stream: for the client with this error code, for the link with CANCEL."""
@@ -412,14 +416,17 @@ class Diversion:
                 self._close(link)
         to_client.pump()
         while to_client.delivered:
-            exchange = to_client.delivered.pop()
-            if exchange.request_ended:
-                self._finish(exchange)
-            elif exchange.lingers and len(self._lingering) < LINGERING:
-                self._lingering[exchange] = 0
-            elif exchange.reset_after is not None:
-                to_client.control(rst_stream(exchange.stream, exchange.reset_after))
-                self._finish(exchange, cancel=ErrorCode.NO_ERROR)
+            self._delivered(to_client.delivered.pop())
+
+    def _delivered(self, exchange: Exchange) -> None:
+        """Finish an exchange whose response has been written, as far as that can be done now."""
+        if exchange.request_ended:
+            self._finish(exchange)
+        elif exchange.lingers and len(self._lingering) < LINGERING:
+            self._lingering[exchange] = 0
+        elif exchange.reset_after is not None:
+            self._to_client.control(rst_stream(exchange.stream, exchange.reset_after))
+            self._finish(exchange, cancel=ErrorCode.NO_ERROR)
 
     def _close(self, link: Link) -> None:
         """Close a link with GOAWAY."""

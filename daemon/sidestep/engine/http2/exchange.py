@@ -171,7 +171,7 @@ class Exchange:
         """Nothing of the response goes to the client now: inspection may replace it."""
         self.response_state = ResponseState.NONE
         self.lingers = False
-        """Its response is ours: what the client still sends is dropped for a while before the stream is reset."""
+        """After the response, what the client still sends is dropped for a while before the stream is reset."""
         self.reset_after: int | None = None
         """Error code of a reset that follows the complete response."""
         self.window = window

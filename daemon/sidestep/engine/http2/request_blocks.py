@@ -229,9 +229,9 @@ class RequestBlocks:
         diversion = self._diversion
         sample = inspection.controlled.pop(stream, None)
         if isinstance(fate, ErrorCode):
-            diversion.decline(stream, fate, ends=True)
+            diversion.decline(stream, fate)
         elif not may_answer or not isinstance(diversion, InspectedDiversion):
-            diversion.decline(stream, ErrorCode.REFUSED_STREAM, ends=True)
+            diversion.decline(stream, ErrorCode.REFUSED_STREAM)
             inspection.give_up(sample)
         else:
             self._state.streams.highest = stream
@@ -278,7 +278,7 @@ class RequestBlocks:
         if self._app.state is _RETIRED:
             self._divert(stream, head, block, None, ends=ends)
         else:
-            self._diversion.decline(stream, ErrorCode.REFUSED_STREAM, ends=True)
+            self._diversion.decline(stream, ErrorCode.REFUSED_STREAM)
 
     def _too_large(self, before: bytes, error: ListTooLargeError, stream: int, *, ends: bool) -> None:
         """Deal with a list that nobody gets; `before` goes to the app. Raises `error` on a transparent connection."""
@@ -290,7 +290,7 @@ class RequestBlocks:
         self._to_app.withhold(error.updates, before=self._decoder.state, after=error.state)
         self._decoder.state = error.state
         if stream > streams.highest and stream & 1:
-            self._diversion.decline(stream, ErrorCode.NO_ERROR, ends=ends)
+            self._diversion.decline_head(stream, ends=ends)
         elif stream in streams.exchanges:
             self._diversion.reset(streams.exchanges[stream], ErrorCode.ENHANCE_YOUR_CALM)
         elif stream in streams.relayed:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import hpack
 import pytest
 
+from sidestep.engine.http2.diversion import LINGER
 from sidestep.engine.memory_budget import Account, Budget
 from sidestep.engine.mirror.ledger import Ledger
 from sidestep.protocols.http2 import (
@@ -55,7 +56,8 @@ def test_a_large_head_goes_to_the_app_and_nobody_notices(size: int, match: bool)
     assert talk.relay._connection.budget.held < 20_000
 
 
-def test_a_list_beyond_all_bounds_is_answered_alone_and_keeps_the_compression_context() -> None:
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_list_beyond_all_bounds_is_answered_alone_and_keeps_the_compression_context(*, ends: bool) -> None:
     talk = mixed()
     cookie = (b"cookie", b"c" * 3000)
     talk.send(talk.head(5, request(b"/", cookie)))
@@ -63,10 +65,14 @@ def test_a_list_beyond_all_bounds_is_answered_alone_and_keeps_the_compression_co
     assert len(bomb) < 1000
     talk.send(header_frames(7, bomb, end_stream=False))
     assert [fields[0] for fields in talk.heads(talk.client, 7)] == [(b":status", b"431")]
-    assert talk.client.of(RST_STREAM, 7) == [(0, bytes(4))]
     assert not talk.app.of(HEADERS, 7)
-    talk.send(frame(DATA, END_STREAM, 7, b"late") + window_update(7, 5))
+    talk.send(frame(DATA, END_STREAM if ends else 0, 7, b"late") + window_update(7, 5))
     assert not talk.app.of(DATA, 7)
+    ticks(talk, LINGER)
+    assert not talk.client.of(RST_STREAM, 7)
+    ticks(talk, 1)
+    assert talk.client.of(RST_STREAM, 7) == ([] if ends else [(0, bytes(4))])
+    assert 7 not in talk.relay._connection.state.streams.exchanges
     talk.send(talk.head(9, request(b"/", cookie)))
     assert talk.app_heads(9)[0][-1] == cookie
     assert goes_on(talk)

@@ -113,6 +113,29 @@ def test_a_consumed_request_is_answered_for_the_lost_handler(grpc: bool) -> None
     assert talk.relay.deadline is None
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_an_answer_is_read_by_a_client_that_is_still_sending_what_its_handler_takes_no_more(is_lost: bool) -> None:
+    talk = Talk()
+    talk.divert(1, ends=False)
+    talk.open_handler()
+    talk.send(frame(DATA, 0, 1, b"consumed"))
+    talk.from_handler(talk.respond(1))
+    if is_lost:
+        talk.peers.lose(talk.handlers[0])  # type: ignore[arg-type]
+        talk.peers.run()
+    else:
+        talk.from_handler(rst_stream(1, ErrorCode.NO_ERROR))
+    assert talk.heads(talk.client, 1) == [[(b":status", b"200")]]
+    talk.send(frame(DATA, 0, 1, b"dropped"))
+    ticks(talk, LINGER)
+    assert talk.client.of(RST_STREAM, 1) == []
+    ticks(talk, 1)
+    assert talk.client.of(RST_STREAM, 1) == [(0, bytes(4))]
+    assert talk.relay.idle
+    ticks(talk, 1)
+    assert talk.relay.deadline is None
+
+
 def test_a_client_that_ends_its_request_after_an_answer_of_ours_is_not_reset() -> None:
     talk = Talk()
     talk.divert(1, ends=False)

@@ -77,11 +77,11 @@ def test_a_reset_after_a_complete_response_comes_after_it() -> None:
     talk = Talk(client={Setting.INITIAL_WINDOW_SIZE: 4})
     talk.divert(1, ends=False)
     talk.open_handler()
-    talk.from_handler(talk.respond(1, ends=False) + frame(DATA, END_STREAM, 1, b"complete") + rst_stream(1, 0))
+    talk.from_handler(talk.respond(1, ends=False) + frame(DATA, END_STREAM, 1, b"complete") + rst_stream(1, 8))
     assert talk.client.of(DATA, 1) == [(0, b"comp")]
     talk.send(window_update(1, 100))
     assert talk.client.of(DATA, 1) == [(0, b"comp"), (END_STREAM, b"lete")]
-    assert talk.client.frames()[-1] == (RST_STREAM, 0, 1, bytes(4))
+    assert talk.client.frames()[-1] == (RST_STREAM, 0, 1, bytes((0, 0, 0, 8)))
     assert talk.relay.idle
 
 
