@@ -76,6 +76,11 @@ class Desired:
     listeners: dict[PortKey, socket.socket] = field(default_factory=dict)
     table: DestinationTable | None = None
 
+    def clear(self) -> None:
+        """Want nothing."""
+        self.credentials, self.configuration, self.table = {}, None, None
+        self.listeners.clear()
+
 
 @dataclass(slots=True)
 class Acknowledged:

@@ -78,9 +78,9 @@ class Dials:
         else:
             answered.set_result(harmless(address))
 
-    def process_ended(self) -> None:
-        """The process is gone, and its connections with it."""
-        for _, answered in self._waiting.values():
-            if not answered.done():
+    def process_ended(self, process: Asked) -> None:
+        """A process is gone, and its connections with it."""
+        for asked, answered in self._waiting.values():
+            if asked is process and not answered.done():
                 answered.set_exception(RefusedError("the pod's proxy has ended meanwhile"))
                 answered.exception()  # retrieved: its caller may have given up

@@ -10,6 +10,7 @@ from sidestep.model.errors import RefusedError
 from sidestep.node.proxies.desired import Acknowledged
 from sidestep.node.proxies.dials import Dials
 from sidestep.node.proxies.pod_proxy import PodProxy, SupervisorSettings
+from sidestep.node.proxies.proxy_worker import ProxyWorker
 from sidestep.proxy.control.messages import Dial, UseNetwork
 from tests.unit.tunnel.ends import asynchronous
 
@@ -71,7 +72,7 @@ async def test_nothing_is_left_of_one_that_is_not_made(how):
     making, stream, theirs = await begun(dials, process)
     with theirs:
         if how == "ends":
-            dials.process_ended()
+            dials.process_ended(process)
             with pytest.raises(RefusedError, match="has ended"):
                 await making
         else:
@@ -101,7 +102,7 @@ async def test_what_a_process_was_told_by_one_who_gave_up_is_not_taken_for_what_
         return process
 
     process = Told()
-    monkeypatch.setattr(PodProxy, "_running", running)
+    monkeypatch.setattr(ProxyWorker, "running", running)
     proxy = PodProxy(None, SimpleNamespace(name="orders"), None, SupervisorSettings())
     giving_up = asyncio.create_task(proxy.dial(WANTED, lax))
     await began.wait()

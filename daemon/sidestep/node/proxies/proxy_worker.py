@@ -1,0 +1,212 @@
+"""One worker of a pod proxy: a process that is replaced when it ends, and what the process has been told.
+
+    STOPPED     not started yet, or over
+    RUNNING     the process has been told a whole desired state: it serves
+    RESTARTING  it has ended; the next one starts within milliseconds
+    FAILED      a crash loop: the next one starts after a long pause
+
+    STOPPED --start--> RUNNING --ends--> RESTARTING --told everything--> RUNNING
+    RESTARTING --crashes again and again--> FAILED --told everything--> RUNNING
+    any --stop--> STOPPED
+
+Invariants
+
+  * A process becomes RUNNING only after it was told the desired state whole. What changes meanwhile is told by
+    `tell_current`, which waits until it is RUNNING.
+  * One `tell_difference` talks to a process at a time.
+  * A worker whose own code raises is `broken`: its owner is told, and starts no other process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from sidestep.aio.channel import DeadlineError
+from sidestep.aio.packets import ChannelClosed
+from sidestep.aio.patience import patience
+from sidestep.model.errors import SidestepError
+from sidestep.node.proxies.backoff import Backoff, CrashHistory
+from sidestep.node.proxies.desired import Acknowledged, Desired, tell_difference
+from sidestep.node.proxies.proxy_handler import ProxyState
+from sidestep.node.proxies.proxy_process import ProxyProcess
+from sidestep.proxy.control import messages
+
+
+class WorkerOwner(Protocol):
+    """The pod proxy that has the worker."""
+
+    def worker_changed(self, worker: ProxyWorker, reason: str, /) -> None:
+        """The worker's state has changed."""
+
+    def process_ended(self, process: ProxyProcess, /) -> None:
+        """A process that was RUNNING has ended."""
+
+    def credentials_failed(self, failures: Mapping[str, str], /) -> None:
+        """The process that was started in place of another cannot use some credentials; why, by name."""
+
+
+class ProxyWorker:
+    """One worker. `await start()`, then run `keep_alive` in a task; `stop` ends it.
+
+    `begin` forks a process. `apply_deadline` and `source_deadline` are those of `SupervisorSettings`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        begin: Callable[[], Awaitable[ProxyProcess]],
+        desired: Desired,
+        owner: WorkerOwner,
+        backoff: Backoff,
+        apply_deadline: float,
+        source_deadline: float,
+    ) -> None:
+        self.name = name
+        self._begin = begin
+        self._desired = desired
+        self._owner = owner
+        self._history = CrashHistory(backoff)
+        self._apply_deadline = apply_deadline
+        self._source_deadline = source_deadline
+        self._telling = asyncio.Lock()
+        self._turn = asyncio.Event()
+        self._stopping = False
+        self.process: ProxyProcess | None = None
+        """The present process, if there is one."""
+        self.state = ProxyState.STOPPED
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The present process's number."""
+        return None if self.process is None else self.process.process.pid
+
+    @property
+    def quiet(self) -> float:
+        """Seconds since the last sign of life of the present process."""
+        return 0.0 if self.process is None else self.process.quiet
+
+    async def start(self) -> None:
+        """Start the first process; once. Raises SidestepError when it cannot be started, and nothing is left then."""
+        process = await self._begin()
+        if self._stopping:
+            process.kill("it was stopped")
+            await process.ended()
+            raise ChannelClosed(f"the pod proxy {self.name} was stopped")
+        self.process = process
+        self._set_state(ProxyState.RUNNING, "started")
+
+    async def keep_alive(self) -> None:
+        """Start another process whenever one has ended, until `stop`."""
+        loop = asyncio.get_running_loop()
+        process = self.process
+        while process is not None:
+            reason = await process.ended()
+            self.process = None
+            self._owner.process_ended(process)
+            if self._stopping:
+                return
+            lived = loop.time() - process.began
+            while True:
+                verdict = self._history.crashed(loop.time(), lived=lived)
+                state = ProxyState.FAILED if verdict.looping else ProxyState.RESTARTING
+                self._set_state(state, reason)
+                await asyncio.sleep(verdict.pause)
+                lived = 0.0
+                try:
+                    process = await self._resume()
+                    break
+                except SidestepError as error:
+                    reason = str(error)
+            self.restarts += 1
+            self.process = process
+            self._set_state(ProxyState.RUNNING, f"restarted ({reason})")
+
+    async def _resume(self) -> ProxyProcess:
+        """Start a process and tell it everything."""
+        process = await self._begin()
+        try:
+            await self._tell(process)
+        except BaseException:
+            process.kill("it could not be told its state")
+            await process.ended()
+            raise
+        if process.told.failures:
+            self._owner.credentials_failed(dict(process.told.failures))
+        return process
+
+    async def tell_current(self) -> Acknowledged:
+        """Return when the present process, or the one after it, has been told the desired state. Raises SidestepError:
+        it is FAILED or STOPPED, the deadline has passed."""
+        try:
+            async with patience(self._apply_deadline, of=lambda: self.pid):
+                while True:
+                    process = await self.running()
+                    try:
+                        await self._tell(process)
+                    except (ChannelClosed, DeadlineError):
+                        await process.ended()
+                        await asyncio.sleep(0)  # Let `keep_alive` see it first.
+                    else:
+                        return process.told
+        except TimeoutError as error:
+            raise DeadlineError(f"telling the pod proxy {self.name}", self._apply_deadline) from error
+
+    async def hand(self, message: messages.ToProxy, fd: int, *, doing: str) -> None:
+        """Tell the present process something that is no part of the desired state. Raises SidestepError."""
+        try:
+            async with patience(self._apply_deadline, of=lambda: self.pid):
+                process = await self.running()
+                async with self._telling:
+                    await process.tell(message, fd, doing=doing)
+        except TimeoutError as error:
+            raise DeadlineError(f"having {self.name} {doing}", self._apply_deadline) from error
+
+    async def running(self) -> ProxyProcess:
+        """The present process once it is RUNNING. Raises ChannelClosed when none will be soon."""
+        while self.process is None or self.state is not ProxyState.RUNNING:
+            if self._stopping or self.state in (ProxyState.FAILED, ProxyState.STOPPED):
+                raise ChannelClosed(f"the pod proxy {self.name} is {self.state.value}")
+            await self._turn.wait()
+        return self.process
+
+    def watch(self, elapsed: float) -> None:
+        """Look for the heartbeat (`ProxyProcess.watch`)."""
+        if self.process is not None:
+            self.process.watch(elapsed)
+
+    def expect_end(self) -> None:
+        """Start no other process when the present one ends."""
+        self._stopping = True
+
+    def kill(self, cause: str) -> None:
+        """End the process now, for good; `ended` waits for that."""
+        self._stopping = True
+        if self.process is not None:
+            self.process.kill(cause)
+
+    async def ended(self) -> None:
+        """Wait for the end of the process of a worker that was killed, and whose `keep_alive` runs no more."""
+        if self.process is not None:
+            await self.process.ended()
+            self.process = None
+        self._set_state(ProxyState.STOPPED, "stopped")
+
+    def broken(self, reason: str) -> None:
+        """A bug of the daemon's own: end it for good."""
+        self.kill(reason)
+        self._set_state(ProxyState.FAILED, reason)
+
+    async def _tell(self, process: ProxyProcess) -> None:
+        async with self._telling:
+            await tell_difference(process, self._desired, process.told, source_deadline=self._source_deadline)
+
+    def _set_state(self, state: ProxyState, reason: str) -> None:
+        if state is not self.state:
+            self.state = state
+            self._turn.set()
+            self._turn = asyncio.Event()
+            self._owner.worker_changed(self, reason)
