@@ -10,7 +10,7 @@ less. A peer that stays overdrawn for `patience` seconds is taken for hostile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,10 @@ class ShareLimits:
     """Seconds of processor time gained per second."""
     patience: float
     """Seconds for which a peer may stay overdrawn."""
+
+    def divided(self, peers: int) -> ShareLimits:
+        """The limits of one of several peers that have a share together."""
+        return replace(self, share=self.share / peers)
 
 
 class Share:

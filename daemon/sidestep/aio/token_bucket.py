@@ -26,6 +26,10 @@ class TokenBucket:
         self._tokens -= amount
         return True
 
+    def change_rate(self, rate: float) -> None:
+        """Gain so many tokens per second from now on."""
+        self._rate = rate
+
     def level(self, now: float) -> float:
         """The tokens that are there."""
         return min(self._burst, self._tokens + max(0.0, now - self._filled) * self._rate)

@@ -110,7 +110,7 @@ def _text(view: StatusView, *, wide: bool = False) -> Iterable[str]:
         rows = [
             (
                 f"{pod.namespace}/{pod.name}",
-                f"{pod.proxy} {pod.proxy_pid or ''}".strip(),
+                " ".join([pod.proxy, *map(str, pod.proxy_pids or ([pod.proxy_pid] if pod.proxy_pid else []))]),
                 " ".join(pod.steered),
                 pod.client_addresses,
                 _counters(pod.counters),
@@ -121,6 +121,8 @@ def _text(view: StatusView, *, wide: bool = False) -> Iterable[str]:
         for pod in view.pods:
             for port, protocol in pod.protocols.items():
                 yield harmless(f"  {pod.namespace}/{pod.name} {port}: {protocol}")
+            if pod.why_fewer_workers:
+                yield harmless(f"  {pod.namespace}/{pod.name}: one proxy process: {pod.why_fewer_workers}")
             if count := sum(pod.anomalies.values()):
                 reasons = _counters(pod.anomalies)
                 yield harmless(f"  {pod.namespace}/{pod.name}: whole connections passed through: {count} ({reasons})")

@@ -18,6 +18,7 @@ from ipaddress import ip_network
 from typing import TypeVar
 
 from sidestep.config import annotation_names as names
+from sidestep.config import proxy_workers
 from sidestep.config.annotation_problem import AnnotationProblem
 from sidestep.config.durations import parse_duration
 from sidestep.model.errors import ConfigurationError
@@ -54,7 +55,7 @@ class EveOutput(enum.StrEnum):
 class NodeSettings:
     """Settings of one node. `namespaces` are globs; `max_pods` is None for no limit; `drain_timeout` is in seconds;
     `inspection` says whether inspection policies apply; `outbound_deny` are networks (CIDR) to which no session
-    may have a pod connect."""
+    may have a pod connect; `proxy_workers` is the number of processes of a pod proxy unless its pod says another."""
 
     enabled: bool = True
     namespaces: tuple[str, ...] = ("*",)
@@ -64,6 +65,7 @@ class NodeSettings:
     eve: EveOutput = EveOutput.FILE
     own_namespace: str = OWN_NAMESPACE
     outbound_deny: tuple[str, ...] = ()
+    proxy_workers: int = 1
 
     def allows(self, namespace: str) -> bool:
         """Whether pods of this namespace may be steered on this node."""
@@ -102,6 +104,7 @@ def resolve(
         inspection=read(names.INSPECTION, _boolean, before.inspection, default.inspection),
         eve=read(names.EVE, _eve, before.eve, default.eve),
         own_namespace=before.own_namespace,
+        proxy_workers=read(names.PROXY_WORKERS, proxy_workers.parse, before.proxy_workers, default.proxy_workers),
         outbound_deny=read(names.OUTBOUND_DENY, _networks, before.outbound_deny or EVERYTHING, default.outbound_deny),
     )
     return settings, tuple(problems)

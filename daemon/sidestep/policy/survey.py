@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sidestep.config import proxy_workers
 from sidestep.config.annotations import CertificateSource, PortTls, resolve
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.pod import ContainerPort, PodKey, Transport
@@ -91,6 +92,8 @@ class PodSurvey:
     pod: Pod
     ports: tuple[PortSurvey, ...]
     conditions: tuple[Condition, ...] = ()
+    workers: int | None = None
+    """Processes that its proxy is to have; None: as many as the node says."""
     _by_port: Mapping[tuple[int, Transport], PortSurvey] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -146,12 +149,13 @@ def survey(
         extra_ports=[port.number for port in extra_ports if port.transport is Transport.TCP],
     )
     surveyed = tuple(_survey_port(port, settings.ports, named) for port in ports)
-    conditions = [problem.condition() for problem in settings.problems]
+    workers, problems = proxy_workers.resolve(pod, inventory.namespace_annotations(pod.key.namespace))
+    conditions = [problem.condition() for problem in (*settings.problems, *problems)]
     for each in surveyed:
         if each.protocol.contradiction is not None:
             subject = port_subject(pod.key, each.port.number)
             conditions.append(Condition(ConditionType.PROTOCOL_CONTRADICTION, subject, each.protocol.contradiction))
-    return PodSurvey(pod, surveyed, tuple(conditions))
+    return PodSurvey(pod, surveyed, tuple(conditions), workers)
 
 
 def _survey_port(port: ContainerPort, settings: Mapping[int, PortTls], named: PodPorts) -> PortSurvey:

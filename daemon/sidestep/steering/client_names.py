@@ -40,7 +40,8 @@ class ClientNames:
         self._links = links
         self._clients = clients
         self._closed = False
-        self._keys: set[bytes] = set()
+        self._keys: dict[bytes, int] = {}
+        """With the process of the proxy that made each."""
 
     @classmethod
     def attach(cls, programs: PeernamePrograms, cgroup: str) -> Self:
@@ -84,26 +85,30 @@ class ClientNames:
                 made.pop_all()
                 return attached
 
-    def name(self, peer: Address, peer_port: int, local_port: int, *, client: Address, client_port: int) -> None:
+    def name(
+        self, peer: Address, peer_port: int, local_port: int, *, client: Address, client_port: int, maker: int = 0
+    ) -> None:
         """Have the connection from `peer` to the app's `local_port` reported as one from `client`.
+
+        `maker` is the number of the proxy's process that makes it.
 
         Raises KernelError (E2BIG when the map is full), BugError.
         """
         key = pack_client_key(peer, peer_port, local_port)
         bpf.map_update(self._clients, key, pack_client_name(client, client_port), doing="naming a client")
-        self._keys.add(key)
+        self._keys[key] = maker
 
     def forget(self, peer: Address, peer_port: int, local_port: int) -> None:
         """Delete the entry of a connection that is over, if there is one. Raises KernelError, BugError."""
         self._delete(pack_client_key(peer, peer_port, local_port))
 
-    def forget_all(self) -> None:
-        """Delete all entries, because the proxy has ended. Raises KernelError."""
-        for key in list(self._keys):
+    def forget_all(self, maker: int | None = None) -> None:
+        """Delete all entries, because the proxy has ended, or those of one of its processes. Raises KernelError."""
+        for key in [key for key, made_by in self._keys.items() if maker is None or made_by == maker]:
             self._delete(key)
 
     def _delete(self, key: bytes) -> None:
-        self._keys.discard(key)
+        self._keys.pop(key, None)
         try:
             bpf.map_delete(self._clients, key, doing="forgetting a client")
         except KernelError as error:

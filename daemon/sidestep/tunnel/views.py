@@ -193,6 +193,10 @@ class PodView(msgspec.Struct, frozen=True):
     """The processes that inspect beside the proxy, one of a kind."""
     outbound: OutboundView | None = None
     """Connections that it makes; None while they are nobody's business."""
+    proxy_pids: tuple[int, ...] = ()
+    """All processes of the proxy, `proxy_pid` among them."""
+    why_fewer_workers: str = ""
+    """Why there is one process although annotations ask for more."""
 
 
 MAX_FAILING = 10

@@ -527,7 +527,7 @@ async def test_nothing_is_left_over():
         descriptors = open_descriptors()
         for count in range(1, 6):
             os.kill(it.proxy.pid, signal.SIGKILL)
-            it.proxy._worker._history._recent.clear()
+            it.proxy._workers[0]._history._recent.clear()
             await running_again(it, count)
             await it.proxy.apply({}, generation=100 + count, ports=(port(),))
         assert open_descriptors() == descriptors

@@ -126,6 +126,9 @@ def test_another_port_of_the_app_is_another_connection(programs, cgroup):
             "127.7.8.9", "127.0.0.1", port, lambda local: names.name(ip_address("127.7.8.9"), local, 9, **client)
         )
         assert line()[0] == own
+        names.name(ip_address("127.7.8.9"), 9, 9, **client, maker=1)
+        names.forget_all(1)
+        assert len(names) == 1
         names.forget_all()
         assert len(names) == 0
 

@@ -7,7 +7,7 @@ overdrawn   copies that had begun took `debt` seconds more: they are cut short, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class CopyBudget:
         self._seconds = limits.burst
         self._when = now
         self.is_spent = False
+
+    def limit(self, share: float) -> None:
+        """Gain this share of one processor's time from now on."""
+        self._limits = replace(self._limits, share=share)
 
     @property
     def is_overdrawn(self) -> bool:

@@ -84,6 +84,10 @@ class TapGate:
         self.numbers = itertools.count(1)
         """Numbers of requests, by which sessions know whose answer is told."""
 
+    def limit_time(self, share: float) -> None:
+        """All copies together may take this share of one processor's time from now on."""
+        self._budget.limit(share)
+
     # --- what is copied ---------------------------------------------------------------------------------------------
 
     def choose(self, port: int, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:

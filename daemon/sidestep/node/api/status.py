@@ -439,6 +439,8 @@ def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
         protocols=_protocols(target, survey),
         engines=target.engines(),
         outbound=_outbound(target),
+        proxy_pids=target.proxy_pids,
+        why_fewer_workers=target.why_fewer_workers,
     )
 
 

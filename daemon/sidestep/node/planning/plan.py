@@ -66,7 +66,8 @@ class PodPlan:
     """A target pod and its ports, sorted.
 
     Of the connections that it makes `egress` are the policies, and `outbound` says which sessions listen to them.
-    `access` are the sessions that may have it make connections.
+    `access` are the sessions that may have it make connections. `workers` is the number of processes of its proxy;
+    `why_fewer_workers` says why there is one although its annotations ask for more.
     """
 
     pod: Pod
@@ -74,6 +75,8 @@ class PodPlan:
     egress: tuple[EgressSnapshot, ...] = ()
     outbound: PortSnapshot | None = None
     access: tuple[AccessSnapshot, ...] = ()
+    workers: int = 1
+    why_fewer_workers: str = ""
 
     @property
     def uids(self) -> frozenset[str]:

@@ -60,6 +60,7 @@ from sidestep.node.planning.plan import CertificateFacts, Plan, PodPlan, PortPla
 from sidestep.node.planning.port_plan import PortPlans, listened
 from sidestep.node.planning.refusals import opening_pending, opening_refusal, refusal_of, refusal_type
 from sidestep.node.planning.surveys import Surveys
+from sidestep.node.planning.workers import workers_of
 from sidestep.policy.conflicts import Claim, admit, claim_of
 from sidestep.policy.pod_access import why_not_yet, why_unusable
 from sidestep.policy.pod_ports import ports_of
@@ -209,7 +210,8 @@ def plan(
         outbound = listened(draft.listening.get(key, ()))
         access = tuple(AccessSnapshot(each.uid, each.allow_loopback) for each in draft.connecting.get(key, ()))
         if ports or egress or access or outbound is not None:
-            pods[key] = PodPlan(found.pod, ports, egress, outbound, access)
+            workers, fewer = workers_of(found.workers or settings.proxy_workers, ports, egress, outbound)
+            pods[key] = PodPlan(found.pod, ports, egress, outbound, access, workers, fewer)
     for key, found in surveyed.items():
         if found.conditions:
             draft.conditions.setdefault(key, []).extend(found.conditions)

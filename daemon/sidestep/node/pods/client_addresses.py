@@ -4,7 +4,7 @@ On: the pod's cgroup (v2) is known, the getpeername programs are attached to it,
 before it connects. Off: `status` says why, and the proxy dials from the pod's own address.
 
 Requests of the proxy are checked: it may name connections from loopback or from the pod's own addresses, to ports that
-it serves. A name lasts as long as its connection; all names are dropped when the proxy's process ends.
+it serves. A name lasts as long as its connection; the names that a process of the proxy made are dropped with it.
 """
 
 from __future__ import annotations
@@ -49,24 +49,25 @@ class ClientAddresses:
         """The network from which the proxy reaches the app over IPv4; empty when connections cannot be named."""
         return str(self._names.sources) if self._names is not None else ""
 
-    def name(self, message: NameClient, *, ports: Container[int], own: Collection[Address]) -> None:
-        """Name a connection of the proxy. Raises RefusedError for what it may not name, KernelError."""
+    def name(self, message: NameClient, *, ports: Container[int], own: Collection[Address], worker: int = 0) -> None:
+        """Name a connection of a process of the proxy. Raises RefusedError for what it may not name, KernelError."""
         if self._names is None:
             raise RefusedError("client addresses are off")
         peer, client = _address(message.peer), _address(message.client)
         self._check(peer, message.port, ports, own)
-        self._names.name(peer, message.peer_port, message.port, client=client, client_port=message.client_port)
+        port = message.client_port
+        self._names.name(peer, message.peer_port, message.port, client=client, client_port=port, maker=worker)
 
     def forget(self, message: ForgetClient) -> None:
         """A named connection is over. Raises RefusedError, KernelError."""
         if self._names is not None:
             self._names.forget(_address(message.peer), message.peer_port, message.port)
 
-    def reset(self) -> None:
-        """The proxy's process is gone. Never raises SidestepError."""
+    def reset(self, worker: int | None = None) -> None:
+        """The proxy is gone, or one of its processes. Never raises SidestepError."""
         if self._names is not None:
             try:
-                self._names.forget_all()
+                self._names.forget_all(worker)
             except SidestepError as error:
                 get_logger("client-addresses").warning("names could not be taken back", reason=str(error))
                 self.close()

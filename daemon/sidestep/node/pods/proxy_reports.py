@@ -74,6 +74,9 @@ class ReportsOwner(Protocol):
     def hindered(self, hindrances: tuple[Hindrance, ...]) -> None:
         """The proxy cannot serve as it should, or can again."""
 
+    def worker_ended(self, worker: int, reason: str) -> None:
+        """One of several processes of the proxy has ended."""
+
     def changed(self) -> None:
         """What the target does has changed by itself."""
 
@@ -136,9 +139,10 @@ class ProxyReports:
         conditions = [Condition(kind, port_subject(pod.key, report.port), report.text)] if report.text else []
         self._statements.state(report.port, kind.value, conditions)
 
-    def on_name_client(self, message: NameClient, /) -> None:
+    def on_name_client(self, message: NameClient, worker: int, /) -> None:
         """Have the app see a client's own address. Raises SidestepError."""
-        self._owner.client_addresses.name(message, ports=self._streams, own=self._owner.own_addresses)
+        own = self._owner.own_addresses
+        self._owner.client_addresses.name(message, ports=self._streams, own=own, worker=worker)
 
     def on_forget_client(self, message: ForgetClient, /) -> None:
         """A named connection is over. Raises SidestepError."""
@@ -169,6 +173,10 @@ class ProxyReports:
         """Keep the counters of ports that there are."""
         if self.counters.update(beat, ports=self._streams):
             self._see()
+
+    def on_process_ended(self, worker: int, reason: str, /) -> None:
+        """One of several processes has ended."""
+        self._owner.worker_ended(worker, reason)
 
     def on_state(self, state: ProxyState, reason: str, /) -> None:
         """The proxy came, went, or is given up for now."""

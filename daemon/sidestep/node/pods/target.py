@@ -81,6 +81,8 @@ class Target:
         self._policies: dict[int, tuple[PolicySnapshot, ...]] = {}
         self._makes_records = False
         """The proxy has been told that somebody reads records of inspection."""
+        self.why_fewer_workers = ""
+        """Why its proxy has one process although its annotations ask for more."""
         self.client_addresses = ClientAddresses.off()
         self._reports = ProxyReports(
             self, tools=tools, statements=self._statements, streams=self._streams, apps=self._apps
@@ -161,7 +163,9 @@ class Target:
             records=records,
             egress=plan.egress,
             outbound=plan.outbound,
+            workers=plan.workers,
         )
+        self.why_fewer_workers = plan.why_fewer_workers
         self._makes_records = records
         self._served = plan.uids
         self._policies = {number: port.snapshot.policies for number, port in wanted.items()}
@@ -279,6 +283,11 @@ class Target:
     def proxy_pid(self) -> int | None:
         """Its present process."""
         return self._proxy.pid if self._proxy is not None else None
+
+    @property
+    def proxy_pids(self) -> tuple[int, ...]:
+        """All its present processes."""
+        return self._proxy.pids if self._proxy is not None else ()
 
     @property
     def attached(self) -> bool:
@@ -460,6 +469,12 @@ class Target:
             text = f"the pod proxy keeps ending ({reason}); {_MEANWHILE}, and it is tried again"
             conditions.append(Condition(ConditionType.PROXY_CRASH_LOOP, f"pod {self.pod.key}", text))
         self._statements.state(None, "state", conditions)
+        self.changed()
+
+    def worker_ended(self, worker: int, reason: str) -> None:
+        """One of several processes of the proxy has ended: the others serve on."""
+        self.client_addresses.reset(worker)
+        self._log.info("a process of the pod proxy has ended", worker=worker, reason=reason)
         self.changed()
 
     def _proxy_gone(self) -> None:

@@ -76,6 +76,14 @@ class Desired:
     listeners: dict[PortKey, socket.socket] = field(default_factory=dict)
     table: DestinationTable | None = None
 
+    def of_worker(self, number: int, *, leaving: bool) -> Desired:
+        """What one of the proxy's workers is told: worker 0 everything. Others accept connections of TCP ports alone,
+        because datagrams of one flow must meet one process, and none when they are leaving."""
+        if not number:
+            return self
+        listeners = {key: sock for key, sock in self.listeners.items() if key[1] == "tcp" and not leaving}
+        return Desired(self.credentials, self.configuration, listeners)
+
     def clear(self) -> None:
         """Want nothing."""
         self.credentials, self.configuration, self.table = {}, None, None

@@ -3,17 +3,24 @@
 A proxy may only ask for streams of, and report requests for, the rules of its own configuration; `sanitising` bounds
 everything else that it sends. Tasks answer requests for streams, at most _MAX_OPENING at a time; all other messages are
 handled at once.
+
+A proxy may have several processes. What one says of itself is merged with what the others say (`merged_reports`), and
+its numbers of streams and requests become numbers of the pod (`_unique`). Of earlier requests only worker 0 tells.
 """
 
 from __future__ import annotations
 
 import socket
+from typing import TypeVar
+
+from msgspec.structs import replace
 
 from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.node.proxies import sanitising
 from sidestep.node.proxies.dials import Dials
+from sidestep.node.proxies.merged_reports import MergedReports
 from sidestep.node.proxies.proxy_handler import ProxyHandler
 from sidestep.node.proxies.proxy_process import ProxyProcess
 from sidestep.node.records.checking import Rules
@@ -45,6 +52,11 @@ from sidestep.snapshots.ports import PortSnapshot
 _MAX_OPENING = 1024
 """Streams of one proxy that may be waiting for their handler at once."""
 
+_NUMBERS = 48
+"""Bits of a number that one process gives; the number of its worker is above them."""
+
+_Stream = TypeVar("_Stream", Open, Reset)
+
 _NO_RULES: frozenset[str] = frozenset()
 
 
@@ -61,6 +73,7 @@ class ProxyDispatcher:
         self._rules: tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]] = ({}, {})
         """The rules of the present inspection policies and of the last ones, by policy."""
         self._ports: frozenset[int] = frozenset()
+        self._merged = MergedReports(handler)
         self.dials = Dials()
         """Connections that it was asked for."""
         self.closed = False
@@ -90,30 +103,39 @@ class ProxyDispatcher:
         """Handle a message of `process`. Raises PeerError for one that it may not send, SidestepError for a refusal."""
         match message:
             case Heartbeat():
-                self._handler.on_heartbeat(sanitising.heartbeat(message, ports=self._ports))
+                beat = sanitising.heartbeat(message, ports=self._ports)
+                self._merged.heartbeat(process.worker, beat, ports=self._ports)
             case Open():
                 self._open(process, message)
             case Reset():
-                self._handler.on_reset(message)
+                self._handler.on_reset(_of_pod(message, process))
             case Requests():
-                self._handler.on_requests(sanitising.requests(message, uids=self._uids[0] | self._uids[1]))
+                told = sanitising.requests(message, uids=self._uids[0] | self._uids[1])
+                self._handler.on_requests(_requests_of_pod(told, process))
             case Records():
                 self._handler.on_records(message, self._known_rules())
             case LiveRecords():
                 if message.uid in self._uids[0]:
                     self._handler.on_live_records(message, self._known_rules())
             case Report():
-                self._handler.on_report(message)
+                self._merged.report(process.worker, message, ports=self._ports)
             case Dialed():
                 self.dials.answered(process, message.stream, message.error, message.address)
             case _:
-                self._told(message)
+                self._told(process, message)
 
-    def _told(self, message: FromProxy) -> None:
+    def process_ended(self, process: ProxyProcess, reason: str, *, others: bool) -> None:
+        """A process has ended; `others` of the pod live. What it was asked for will not come."""
+        self.dials.process_ended(process)
+        self._merged.process_ended(process.worker, others=others)
+        if others:
+            self._handler.on_process_ended(process.worker, reason)
+
+    def _told(self, process: ProxyProcess, message: FromProxy) -> None:
         """Handle what is said of apps, clients, and the state of the process. As `received`."""
         match message:
             case NameClient():
-                self._handler.on_name_client(message)
+                self._handler.on_name_client(message, process.worker)
             case ForgetClient():
                 self._handler.on_forget_client(message)
             case Probed():
@@ -123,7 +145,7 @@ class ProxyDispatcher:
             case NoServer():
                 self._handler.on_no_server(message)
             case Hindered():
-                self._handler.on_hindered(sanitising.hindrances(message, ports=self._ports))
+                self._merged.hindered(process.worker, sanitising.hindrances(message, ports=self._ports))
             case InspectorLate():
                 self._handler.on_inspector_late()
             case _:
@@ -147,7 +169,7 @@ class ProxyDispatcher:
         sock: socket.socket | None = None
         try:
             async with time_limit(self._open_deadline):
-                sock = await self._handler.open_stream(request)
+                sock = await self._handler.open_stream(_of_pod(request, process))
         except (TimeoutError, SidestepError):
             pass  # The app is asked instead.
         finally:
@@ -162,3 +184,19 @@ class ProxyDispatcher:
         finally:
             if sock is not None:
                 sock.close()
+
+
+def _unique(number: int, process: ProxyProcess) -> int:
+    """A number that no other process of the pod gives; 0 for one that no honest process gives."""
+    return number | process.worker << _NUMBERS if 0 < number < 1 << _NUMBERS else 0
+
+
+def _of_pod(message: _Stream, process: ProxyProcess) -> _Stream:
+    return replace(message, stream=_unique(message.stream, process)) if process.worker else message
+
+
+def _requests_of_pod(told: Requests, process: ProxyProcess) -> Requests:
+    if not process.worker:
+        return told
+    lines = tuple(replace(line, number=_unique(line.number, process)) for line in told.requests)
+    return replace(told, requests=lines, earlier=())

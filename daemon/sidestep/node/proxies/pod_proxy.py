@@ -1,12 +1,16 @@
-"""Keeps one pod proxy alive: holds its desired state and the worker that has been told of it.
+"""Keeps one pod proxy alive: holds its desired state and the workers that have been told of it.
 
-Methods change the *desired* state and return once a living process has acknowledged it. When the process crashes, hangs
-or stops answering, `ProxyWorker` starts the next one within milliseconds and tells it the whole desired state; the
-listeners belong to the daemon, so clients wait in their accept queues meanwhile. No key is kept here: a
+Methods change the *desired* state and return once the living processes have acknowledged it. When a process crashes,
+hangs or stops answering, `ProxyWorker` starts the next one within milliseconds and tells it the whole desired state;
+the listeners belong to the daemon, so clients wait in their accept queues meanwhile. No key is kept here: a
 `CredentialSource` is read each time.
 
-A crash loop makes the state FAILED, and the target unsteers its ports. Starts are then tried rarely; the first that
-succeeds makes the state RUNNING again.
+A proxy has one worker, unless `apply` asks for more. They have the same listeners and accept from the same queues: when
+one ends, its connections end with it, and the others go on. A worker that is not needed any more leaves: its
+connections stay until they end by themselves.
+
+The state is that of the worker that is best off. A crash loop of all makes it FAILED, and the target unsteers its
+ports. Starts are then tried rarely; the first that succeeds makes the state RUNNING again.
 
 `ProxyDispatcher` handles what the proxy sends.
 """
@@ -14,14 +18,21 @@ succeeds makes the state RUNNING again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from sidestep.aio.channel import DeadlineError
+from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.patience import patience
 from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
+from sidestep.config.proxy_workers import MOST as MAX_WORKERS
 from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.proxies.backoff import Backoff
 from sidestep.node.proxies.desired import CredentialSource, Desired, DestinationTable
@@ -52,6 +63,8 @@ class SupervisorSettings:
     """For a connection from the pod to be made; above the proxy's own (`proxy.access.connecting`)."""
     apply_deadline: float = 20.0
     """For `apply`, `listen`, `unlisten`, restarts of the process included."""
+    workers: int = max(2, os.cpu_count() or 1)
+    """Processes of one proxy, whatever its pod asks for: more than the node has processors are of no use."""
     cgroups: MemoryCgroups | None = None
     """Where processes get memory cgroups; the supervisor's to close."""
 
@@ -72,7 +85,10 @@ class PodProxy:
         self._dispatcher = ProxyDispatcher(handler, tasks=self._tasks, open_deadline=settings.open_deadline)
         self._dials = self._dispatcher.dials
         self._dialling = asyncio.Lock()
-        self._worker = self._new_worker()
+        self._workers = [self._new_worker(0)]
+        """Worker 0 first; it never leaves."""
+        self._restarts = 0
+        """Of workers that have left."""
         self._started = False
         self.broken = False
         """It has met a bug of its own and is of no use any more."""
@@ -89,26 +105,32 @@ class PodProxy:
 
     @property
     def pid(self) -> int | None:
-        """The present process, for `status`."""
-        return self._worker.pid
+        """The present process, the first one of several."""
+        return next(iter(self.pids), None)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """All present processes."""
+        return tuple(each.pid for each in self._workers if each.pid is not None)
 
     @property
     def quiet(self) -> float:
-        """Seconds since the last sign of life of the present process."""
-        return self._worker.quiet
+        """Seconds since the last sign of life of any process that takes connections."""
+        return min((each.quiet for each in self._serving if each.process is not None), default=0.0)
 
     @property
     def restarts(self) -> int:
         """How often a process has taken the place of one that had ended."""
-        return self._worker.restarts
+        return self._restarts + sum(each.restarts for each in self._workers)
 
     async def start(self) -> None:
         """Start the first process; once. Raises SidestepError when it cannot be started, and nothing is left then."""
         if self._started:
             raise BugError(f"the pod proxy {self.name} was started twice")
         self._started = True
-        await self._worker.start()
-        self._tasks.start(self._worker.keep_alive(), name="keep alive")
+        first = self._workers[0]
+        await first.start()
+        self._tasks.start(first.keep_alive(), name="keep alive")
 
     async def apply(
         self,
@@ -121,8 +143,11 @@ class PodProxy:
         records: bool = False,
         egress: tuple[EgressSnapshot, ...] = (),
         outbound: PortSnapshot | None = None,
+        workers: int = 1,
     ) -> Mapping[str, str]:
         """Make this the configuration; returns why credentials could not be used, by name (empty: all are).
+
+        `workers` processes serve, at most `SupervisorSettings.workers`.
 
         Ports whose credentials failed are served without interception. Raises SidestepError when no process can be
         told (the state is FAILED or STOPPED, the deadline passed); the desired state stays, and is told when one can.
@@ -140,8 +165,8 @@ class PodProxy:
         self._dispatcher.allow(ports, egress, outbound)
         self._desired.credentials = dict(credentials)
         self._desired.configuration = configuration
-        told = await self._worker.tell_current()
-        return dict(told.failures)
+        self._employ(min(workers, self._settings.workers))
+        return await self._tell_current()
 
     async def listen(self, port: int, transport: str, sock: socket.socket) -> None:
         """Accept on this listener for a port. It stays the caller's and stays open until `unlisten` or the end.
@@ -154,7 +179,7 @@ class PodProxy:
             raise BugError(f"port {port}/{transport} of {self.name} has another listener")
         self._desired.listeners[key] = sock
         try:
-            await self._worker.tell_current()
+            await self._tell_current()
         except BaseException:
             self._desired.listeners.pop(key, None)
             raise
@@ -162,7 +187,7 @@ class PodProxy:
     async def unlisten(self, port: int, transport: str) -> None:
         """Stop accepting for a port, after the queue is empty. Raises SidestepError like `apply`."""
         if self._desired.listeners.pop((port, transport), None) is not None:
-            await self._worker.tell_current()
+            await self._tell_current()
 
     async def listen_outbound(self, table: DestinationTable, sock: socket.socket) -> None:
         """Accept connections that the pod makes on this listener, as `listen`; the table says where they were to go."""
@@ -186,7 +211,7 @@ class PodProxy:
         """
         try:
             async with patience(self._settings.dial_deadline, of=lambda: self.pid):
-                process = await self._worker.running()
+                process = await self._ready_worker.running()
                 async with self._dialling:
                     if process.told.network != network:
                         process.told.network = None  # until it has taken it: this caller may give up meanwhile
@@ -199,56 +224,106 @@ class PodProxy:
     async def feed_ids(self, fd: int) -> None:
         """Have the present process feed an IDS through this pipe, which stays the caller's. Raises SidestepError.
 
-        It is no part of the desired state: an IDS ends with the process that feeds it.
+        It is no part of the desired state: an IDS ends with the process that feeds it. A pod that has one, or an
+        inspector, has one worker that serves.
         """
-        await self._worker.hand(messages.FeedIds(0), fd, doing="feed an IDS")
+        await self._workers[0].hand(messages.FeedIds(0), fd, doing="feed an IDS")
 
     async def use_inspector(self, fd: int) -> None:
         """The same for the socket of an inspector, which it asks about requests from then on."""
-        await self._worker.hand(messages.UseInspector(0), fd, doing="use an inspector")
+        await self._workers[0].hand(messages.UseInspector(0), fd, doing="use an inspector")
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - part of the protocol: the proxy gets it, too
         """Stop accepting, let what is in flight finish within `timeout` seconds, and end. Returns when it is gone."""
         self._dispatcher.closed = True
-        self._worker.expect_end()
-        process = self._worker.process
-        if process is not None:
-            try:
-                await process.tell(messages.Drain(0, timeout), doing="drain")
-                async with time_limit(timeout + 1.0):
-                    await process.ended()
-            except (TimeoutError, SidestepError):
-                pass  # It is killed below.
+        for worker in self._workers:
+            worker.expect_end()
+        processes = [each.process for each in self._workers if each.process is not None]
+        await asyncio.gather(*(_drain(each, timeout) for each in processes))
         await self.aclose()
 
     def kill(self) -> None:
-        """End the process now, for good; `aclose` waits for that."""
+        """End all processes now, for good; `aclose` waits for that."""
         self._dispatcher.closed = True
-        self._worker.kill("it was stopped")
+        for worker in self._workers:
+            worker.kill("it was stopped")
         self._tasks.cancel()
 
     async def aclose(self) -> None:
-        """End the process now and wait until it is gone. Closing twice is the same as once."""
+        """End all processes now and wait until they are gone. Closing twice is the same as once."""
         self.kill()
         await self._tasks.aclose()
-        await self._worker.ended()
+        for worker in self._workers:
+            await worker.ended()
         self._desired.clear()
 
     def watch(self, elapsed: float) -> None:
-        """Look for the heartbeat; called by the supervisor."""
-        self._worker.watch(elapsed)
+        """Look for the heartbeats; called by the supervisor."""
+        for worker in self._workers:
+            worker.watch(elapsed)
 
-    # --- the worker tells (proxy_worker.WorkerOwner) ---
+    # --- workers ---
 
-    def worker_changed(self, worker: ProxyWorker, reason: str, /) -> None:
-        """The state of the worker is the proxy's."""
-        if worker.state is not self._state:
-            self._state = worker.state
-            self._handler.on_state(self._state, reason)
+    @property
+    def _serving(self) -> list[ProxyWorker]:
+        return [each for each in self._workers if not each.leaving]
 
-    def process_ended(self, process: ProxyProcess, /) -> None:
+    @property
+    def _ready_worker(self) -> ProxyWorker:
+        """One that is RUNNING, if there is one."""
+        return next((each for each in self._serving if each.state is ProxyState.RUNNING), self._workers[0])
+
+    def _employ(self, count: int) -> None:
+        """Have so many workers serve, and tell each how many there are. Those that leave still count."""
+        for worker in self._serving[count:]:
+            worker.leave()
+        if self._started and not self._dispatcher.closed:
+            for _ in range(count - len(self._serving)):
+                taken = {each.number for each in self._workers}
+                number = next((each for each in range(MAX_WORKERS) if each not in taken), None)
+                if number is None:
+                    break  # many are leaving
+                worker = self._new_worker(number)
+                self._workers.append(worker)
+                self._tasks.start(worker.keep_alive(), name=f"keep worker {number} alive")
+        if self._desired.configuration is not None:
+            self._desired.configuration = replace(self._desired.configuration, workers=len(self._workers))
+
+    async def _tell_current(self) -> Mapping[str, str]:
+        """Return when every worker has been told the desired state, but those that no process can be started for.
+
+        Returns the failures of credentials. Raises SidestepError as `apply` does.
+        """
+        if len(self._workers) == 1:
+            return dict((await self._workers[0].tell_current()).failures)
+        outcomes = await asyncio.gather(*(each.tell_current() for each in self._workers), return_exceptions=True)
+        told = [each for each in outcomes if not isinstance(each, BaseException)]
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not (told and isinstance(outcome, ChannelClosed)):
+                raise outcome
+        return dict(told[0].failures)
+
+    # --- they tell (proxy_worker.WorkerOwner) ---
+
+    def worker_changed(self, reason: str, /) -> None:
+        """The state of the one that is best off is the proxy's."""
+        states = {each.state for each in self._serving}
+        state = next(each for each in ProxyState if each in states)
+        if state is not self._state:
+            self._state = state
+            self._handler.on_state(state, reason)
+
+    def worker_left(self, worker: ProxyWorker, /) -> None:
+        """Its share of what the pod's proxy may use is the others' again."""
+        self._workers.remove(worker)
+        self._restarts += worker.restarts
+        self._employ(len(self._serving))
+        self._tasks.start(self._tell_soon(), name="divide anew")
+
+    def process_ended(self, process: ProxyProcess, reason: str, /) -> None:
         """What it was asked for will not come."""
-        self._dials.process_ended(process)
+        others = any(each.process is not None for each in self._workers)
+        self._dispatcher.process_ended(process, reason, others=others)
 
     def credentials_failed(self, failures: Mapping[str, str], /) -> None:
         """Tell the pod's owner."""
@@ -256,10 +331,15 @@ class PodProxy:
 
     # --- inside ---
 
-    def _new_worker(self) -> ProxyWorker:
+    async def _tell_soon(self) -> None:
+        with contextlib.suppress(SidestepError):  # whoever asks next is told
+            await self._tell_current()
+
+    def _new_worker(self, number: int) -> ProxyWorker:
         return ProxyWorker(
             self.name,
-            begin=self._begin,
+            number,
+            begin=lambda: self._begin(number),
             desired=self._desired,
             owner=self,
             backoff=self._settings.backoff,
@@ -267,17 +347,29 @@ class PodProxy:
             source_deadline=self._settings.source_deadline,
         )
 
-    async def _begin(self) -> ProxyProcess:
+    async def _begin(self, number: int) -> ProxyProcess:
+        limits = self._settings.limits
         return await ProxyProcess.begin(
             self._zygote,
             self._placement,
-            limits=self._settings.limits,
+            limits=dataclasses.replace(limits, talk=limits.talk.divided(len(self._workers))),
             on_message=self._dispatcher.received,
             cgroups=self._settings.cgroups,
+            worker=number,
         )
 
     def _broken(self, task: str, error: BaseException) -> None:
         """One of our own tasks crashed: the owner makes another one; let the event loop report the bug."""
         self.broken = self._dispatcher.closed = True
-        self._worker.broken(f"a bug: {error!r}")
+        for worker in self._workers:
+            worker.broken(f"a bug: {error!r}")
         asyncio.get_running_loop().call_exception_handler({"message": f"{task} crashed", "exception": error})
+
+
+async def _drain(process: ProxyProcess, timeout: float) -> None:  # noqa: ASYNC109 - as `PodProxy.drain`
+    try:
+        await process.tell(messages.Drain(0, timeout), doing="drain")
+        async with time_limit(timeout + 1.0):
+            await process.ended()
+    except (TimeoutError, SidestepError):
+        pass  # It is killed by `aclose`.

@@ -1,4 +1,7 @@
-"""What a `PodProxy` tells its owner, which is the target of the pod."""
+"""What a `PodProxy` tells its owner, which is the target of the pod.
+
+Of several processes it tells as if they were one (`merged_reports`).
+"""
 
 from __future__ import annotations
 
@@ -55,8 +58,9 @@ class ProxyHandler(Protocol):
     def on_report(self, report: Report, /) -> None:
         """Take a condition."""
 
-    def on_name_client(self, message: NameClient, /) -> None:
-        """Name a connection that the proxy is about to make. May raise SidestepError: the proxy is told."""
+    def on_name_client(self, message: NameClient, worker: int, /) -> None:
+        """Name a connection that the proxy's process of this number is about to make. May raise SidestepError: the
+        proxy is told."""
 
     def on_forget_client(self, message: ForgetClient, /) -> None:
         """A named connection is over. May raise SidestepError."""
@@ -77,7 +81,10 @@ class ProxyHandler(Protocol):
         """Learn that the inspector that was handed over last has missed a deadline."""
 
     def on_heartbeat(self, beat: Heartbeat, /) -> None:
-        """Take the counters of the present process; they begin anew with each."""
+        """Take the counters; they begin anew when the proxy does."""
+
+    def on_process_ended(self, worker: int, reason: str, /) -> None:
+        """A process of this number has ended, and others of the pod live: its connections are over."""
 
     def on_state(self, state: ProxyState, reason: str, /) -> None:
         """Learn that the state has changed."""

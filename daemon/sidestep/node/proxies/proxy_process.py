@@ -1,8 +1,8 @@
 """One process of a pod proxy, from its fork to its end, and what it has acknowledged so far.
 
-A target pod has at most one. Its end is the end of the process and nothing else: when the channel closes or carries
-nonsense, when no sign of life comes, or when a deadline passes, the process is killed with SIGKILL, which also ends a
-stopped process.
+A target pod has one for each of its workers. Its end is the end of the process and nothing else: when the channel
+closes or carries nonsense, when no sign of life comes, or when a deadline passes, the process is killed with SIGKILL,
+which also ends a stopped process.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class ProxyProcess:
         limits: ProxyLimits,
         on_message: OnMessage,
         cgroups: MemoryCgroups | None = None,
+        worker: int = 0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits = limits
@@ -103,6 +104,8 @@ class ProxyProcess:
         self._cgroups = cgroups
         if cgroups is not None:
             cgroups.enter(process, limits.memory + limits.memory // 2)
+        self.worker = worker
+        """The number of its worker, unique among the processes of the pod."""
         self.process = process
         self.began = self._loop.time()
         self.told = Acknowledged()
@@ -116,13 +119,16 @@ class ProxyProcess:
         limits: ProxyLimits,
         on_message: OnMessage,
         cgroups: MemoryCgroups | None = None,
+        worker: int = 0,
     ) -> Self:
         """Fork a proxy and have it enter its pod and lock its sandbox. Raises SidestepError; nothing is left then.
 
         Few processes start at the same time (`Zygote.starting`): the deadlines begin when it is this one's turn.
         """
         async with zygote.starting:
-            return await cls._start(zygote, placement, limits=limits, on_message=on_message, cgroups=cgroups)
+            return await cls._start(
+                zygote, placement, limits=limits, on_message=on_message, cgroups=cgroups, worker=worker
+            )
 
     @classmethod
     async def _start(
@@ -133,6 +139,7 @@ class ProxyProcess:
         limits: ProxyLimits,
         on_message: OnMessage,
         cgroups: MemoryCgroups | None,
+        worker: int,
     ) -> Self:
         with contextlib.ExitStack() as undo:
             pulse = Watched()
@@ -149,7 +156,9 @@ class ProxyProcess:
                 theirs.close()
             undo.callback(process.close)
             undo.callback(process.kill)
-            life = cls(process, ours, pulse, output, limits=limits, on_message=on_message, cgroups=cgroups)
+            life = cls(
+                process, ours, pulse, output, limits=limits, on_message=on_message, cgroups=cgroups, worker=worker
+            )
             undo.pop_all()
         try:
             try:

@@ -9,6 +9,9 @@
     RESTARTING --crashes again and again--> FAILED --told everything--> RUNNING
     any --stop--> STOPPED
 
+A worker that was added to others begins as RESTARTING. One that is to `leave` them takes no new connections, is told
+what its old ones need, and is over when these have ended by themselves.
+
 Invariants
 
   * A process becomes RUNNING only after it was told the desired state whole. What changes meanwhile is told by
@@ -33,29 +36,37 @@ from sidestep.node.proxies.proxy_handler import ProxyState
 from sidestep.node.proxies.proxy_process import ProxyProcess
 from sidestep.proxy.control import messages
 
+LEAVING = 86_400.0
+"""Seconds that connections of a worker that leaves may last, before they are reset."""
+
 
 class WorkerOwner(Protocol):
     """The pod proxy that has the worker."""
 
-    def worker_changed(self, worker: ProxyWorker, reason: str, /) -> None:
-        """The worker's state has changed."""
+    def worker_changed(self, reason: str, /) -> None:
+        """A worker's state has changed."""
 
-    def process_ended(self, process: ProxyProcess, /) -> None:
+    def process_ended(self, process: ProxyProcess, reason: str, /) -> None:
         """A process that was RUNNING has ended."""
+
+    def worker_left(self, worker: ProxyWorker, /) -> None:
+        """A worker that was to leave is over."""
 
     def credentials_failed(self, failures: Mapping[str, str], /) -> None:
         """The process that was started in place of another cannot use some credentials; why, by name."""
 
 
 class ProxyWorker:
-    """One worker. `await start()`, then run `keep_alive` in a task; `stop` ends it.
+    """One worker. Run `keep_alive` in a task, for the first one after `await start()`; `kill` ends it.
 
-    `begin` forks a process. `apply_deadline` and `source_deadline` are those of `SupervisorSettings`.
+    `number` is unique among the workers of the pod; `begin` forks a process that has it. `apply_deadline` and
+    `source_deadline` are those of `SupervisorSettings`.
     """
 
     def __init__(
         self,
         name: str,
+        number: int,
         *,
         begin: Callable[[], Awaitable[ProxyProcess]],
         desired: Desired,
@@ -65,6 +76,7 @@ class ProxyWorker:
         source_deadline: float,
     ) -> None:
         self.name = name
+        self.number = number
         self._begin = begin
         self._desired = desired
         self._owner = owner
@@ -74,6 +86,9 @@ class ProxyWorker:
         self._telling = asyncio.Lock()
         self._turn = asyncio.Event()
         self._stopping = False
+        self._told_to_leave: ProxyProcess | None = None
+        self.leaving = False
+        """It is to take no more connections; change it with `leave`."""
         self.process: ProxyProcess | None = None
         """The present process, if there is one."""
         self.state = ProxyState.STOPPED
@@ -100,36 +115,48 @@ class ProxyWorker:
         self._set_state(ProxyState.RUNNING, "started")
 
     async def keep_alive(self) -> None:
-        """Start another process whenever one has ended, until `stop`."""
-        loop = asyncio.get_running_loop()
-        process = self.process
-        while process is not None:
+        """Start another process whenever one has ended, until `kill`, or until it has left."""
+        if self.process is None:
+            self._set_state(ProxyState.RESTARTING, "another one")
+            await self._replace("another one", crashed=False)
+        while self.process is not None:
+            process = self.process
             reason = await process.ended()
             self.process = None
-            self._owner.process_ended(process)
-            if self._stopping:
-                return
-            lived = loop.time() - process.began
-            while True:
-                verdict = self._history.crashed(loop.time(), lived=lived)
-                state = ProxyState.FAILED if verdict.looping else ProxyState.RESTARTING
-                self._set_state(state, reason)
+            self._owner.process_ended(process, reason)
+            await self._replace(reason, lived=asyncio.get_running_loop().time() - process.began)
+        if not self._stopping:
+            self._set_state(ProxyState.STOPPED, "it has left")
+            self._owner.worker_left(self)
+
+    async def _replace(self, reason: str, *, lived: float = 0.0, crashed: bool = True) -> None:
+        """Start a process that takes the place of another, however often it takes; none if the worker is to end."""
+        while not self._is_ending():
+            if crashed:
+                verdict = self._history.crashed(asyncio.get_running_loop().time(), lived=lived)
+                self._set_state(ProxyState.FAILED if verdict.looping else ProxyState.RESTARTING, reason)
                 await asyncio.sleep(verdict.pause)
-                lived = 0.0
-                try:
-                    process = await self._resume()
-                    break
-                except SidestepError as error:
-                    reason = str(error)
-            self.restarts += 1
+            try:
+                process = await self._resume()
+            except SidestepError as error:
+                reason, lived, crashed = str(error), 0.0, True
+                continue
+            if self._stopping:
+                process.kill("it was stopped")
+                await process.ended()
+                return
+            self.restarts += crashed
             self.process = process
             self._set_state(ProxyState.RUNNING, f"restarted ({reason})")
+            return
 
     async def _resume(self) -> ProxyProcess:
         """Start a process and tell it everything."""
         process = await self._begin()
         try:
             await self._tell(process)
+            if self.leaving and process is not self._told_to_leave:
+                await self._tell(process)
         except BaseException:
             process.kill("it could not be told its state")
             await process.ended()
@@ -168,7 +195,8 @@ class ProxyWorker:
     async def running(self) -> ProxyProcess:
         """The present process once it is RUNNING. Raises ChannelClosed when none will be soon."""
         while self.process is None or self.state is not ProxyState.RUNNING:
-            if self._stopping or self.state in (ProxyState.FAILED, ProxyState.STOPPED):
+            is_over = self._stopping or (self.leaving and self.process is None)
+            if is_over or self.state in (ProxyState.FAILED, ProxyState.STOPPED):
                 raise ChannelClosed(f"the pod proxy {self.name} is {self.state.value}")
             await self._turn.wait()
         return self.process
@@ -177,6 +205,13 @@ class ProxyWorker:
         """Look for the heartbeat (`ProxyProcess.watch`)."""
         if self.process is not None:
             self.process.watch(elapsed)
+
+    def _is_ending(self) -> bool:
+        return self.leaving or self._stopping
+
+    def leave(self) -> None:
+        """Take no more connections, once that is told (`tell_current`)."""
+        self.leaving = True
 
     def expect_end(self) -> None:
         """Start no other process when the present one ends."""
@@ -202,11 +237,16 @@ class ProxyWorker:
 
     async def _tell(self, process: ProxyProcess) -> None:
         async with self._telling:
-            await tell_difference(process, self._desired, process.told, source_deadline=self._source_deadline)
+            if self.leaving and process is not self._told_to_leave:
+                await process.tell(messages.Drain(0, LEAVING), doing="leave the others")
+                self._told_to_leave = process
+                process.told.listeners.clear()
+            desired = self._desired.of_worker(self.number, leaving=self.leaving)
+            await tell_difference(process, desired, process.told, source_deadline=self._source_deadline)
 
     def _set_state(self, state: ProxyState, reason: str) -> None:
         if state is not self.state:
             self.state = state
             self._turn.set()
             self._turn = asyncio.Event()
-            self._owner.worker_changed(self, reason)
+            self._owner.worker_changed(reason)

@@ -6,6 +6,11 @@ once reset 34 of 40 concurrent clients. A connection that was made to another po
 loopback, where anything inside the pod can reach it directly. Where connections to any port are accepted, their taker
 checks that.
 
+Several processes of a pod proxy may share one listener. A new connection then wakes one of them that waits
+(EPOLLEXCLUSIVE): the first in the kernel's list, which would be the same one as long as it is idle. So whoever was
+woken goes to the end of the list, and takes SHARED_BURST connections at once, because the others are there. A
+connection whose process was woken, and ended before it accepted, wakes nobody else: `accept` is to be called regularly.
+
 Errors of accept(2) are of three kinds. Those in ONE_CONNECTION concern a connection that broke before it was accepted,
 and the next one is accepted. EMFILE and its like say that there is no descriptor. Any other says that the listener
 fails each time (EINVAL: it was shut down). For the last two kinds, and when a whole burst meets broken connections
@@ -22,10 +27,12 @@ from typing import Final
 
 from sidestep.proxy.connection.dial import plain_address
 from sidestep.proxy.connection.endpoints import Endpoints
-from sidestep.proxy.io.loop import READ, Loop
+from sidestep.proxy.io.loop import EXCLUSIVE, READ, Loop
 
 BURST: Final = 64
 """Connections accepted per event before other descriptors get a turn."""
+SHARED_BURST: Final = 4
+"""The same where others accept from the same queue."""
 GRACE: Final = 1.0
 """Seconds a retired listener is accepted on at least."""
 PAUSE: Final = 0.1
@@ -57,7 +64,7 @@ class Acceptor:
 
     `accepted(sock, endpoints)` is called for each connection, with a non-blocking socket. While `has_room()` is False
     nothing is accepted. `outcome(error)` is called with an errno when accepting fails for another reason than one
-    connection, and with 0 when it works again.
+    connection, and with 0 when it works again. `is_shared()` tells whether other processes accept from the same queue.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class Acceptor:
         accepted: Callable[[socket.socket, Endpoints], None],
         has_room: Callable[[], bool],
         outcome: Callable[[int], None],
+        is_shared: Callable[[], bool] = bool,
     ) -> None:
         self._loop = loop
         self._listener = listener
@@ -76,22 +84,31 @@ class Acceptor:
         self._accepted = accepted
         self._has_room = has_room
         self._outcome = outcome
+        self._is_shared = is_shared
         self._failures = 0
         self._paused = False
         self._closed = False
         self._until = 0.0
         self._done: Callable[[], None] | None = None
         listener.setblocking(False)
-        loop.add(listener.fileno(), self._ready, READ)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._loop.add(self._listener.fileno(), self._ready, READ | EXCLUSIVE)
 
     def _ready(self, mask: int) -> None:
         del mask
         self.accept()
+        if self._is_shared() and not self._paused and not self._closed:
+            self._loop.remove(self._listener.fileno())
+            self._watch()
 
     def accept(self) -> bool:
         """Accept up to BURST connections; return whether the queue is empty."""
+        if self._paused and self._done is None:
+            return False
         error = 0
-        for _ in range(BURST):
+        for _ in range(SHARED_BURST if self._is_shared() else BURST):
             if self._closed:
                 return True
             if not self._has_room():
@@ -148,7 +165,7 @@ class Acceptor:
     def _resume(self) -> None:
         self._paused = False
         if not self._closed:
-            self._loop.add(self._listener.fileno(), self._ready, READ)
+            self._watch()
             if self._failures:
                 self.accept()
 

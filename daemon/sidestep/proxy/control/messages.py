@@ -16,6 +16,7 @@ from typing import Annotated
 
 import msgspec
 
+from sidestep.config import proxy_workers
 from sidestep.snapshots import ports
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.hindrance import Hindrance
@@ -121,6 +122,8 @@ class Configure(Message):
     """Policies about connections that the pod makes."""
     outbound: PortSnapshot | None = None
     """Who listens to such connections: rules and captures of a port with number OUTBOUND."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=proxy_workers.MOST)] = 1
+    """Processes that serve the pod. Each takes 1/workers of what a pod proxy may use (`runtime.fair_share`)."""
 
 
 class Credential(Message):

@@ -84,6 +84,10 @@ class RecordQueue:
         """The time, in monotonic seconds."""
         return self._loop.now
 
+    def limit(self, part: float) -> None:
+        """Keep to this part of RATE."""
+        self._bucket.change_rate(RATE * part)
+
     def add(self, record: Record) -> None:
         """Queue a record, if anybody reads it."""
         if not self.wanted:

@@ -24,6 +24,8 @@ from typing import Final
 
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
+EXCLUSIVE: Final = select.EPOLLEXCLUSIVE
+"""Added to READ: of several processes that watch one listener, an event wakes one (epoll_ctl(2)). Not for `modify`."""
 HANG_UP: Final = select.EPOLLHUP
 BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 

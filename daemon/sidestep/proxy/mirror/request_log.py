@@ -126,6 +126,10 @@ class RequestLog:
         self._dropped = 0
         self._bucket = TokenBucket(rate=RATE, burst=BURST, now=0.0)
 
+    def limit(self, part: float) -> None:
+        """Keep to this part of RATE."""
+        self._bucket.change_rate(RATE * part)
+
     def lose(self, losses: Mapping[Loss, int]) -> None:
         """Add numbers of copies that were not made; they wait while the daemon is behind."""
         self._losses.update({loss: count for loss, count in losses.items() if loss.uid != KEEPER.uid})

@@ -22,15 +22,23 @@ CANNOT_ACCEPT: Final = "cannot-accept"
 
 
 class Listeners:
-    """All listeners. `has_room()` tells whether to accept; `retired()` is called when a retired one is closed."""
+    """All listeners. `has_room()` tells whether to accept; `retired()` is called when a retired one is closed;
+    `is_shared()` tells whether other processes accept from the same queues."""
 
     def __init__(
-        self, loop: Loop, readiness: Readiness, *, has_room: Callable[[], bool], retired: Callable[[], None]
+        self,
+        loop: Loop,
+        readiness: Readiness,
+        *,
+        has_room: Callable[[], bool],
+        retired: Callable[[], None],
+        is_shared: Callable[[], bool] = bool,
     ) -> None:
         self._loop = loop
         self._readiness = readiness
         self._has_room = has_room
         self._retired = retired
+        self._is_shared = is_shared
         self._acceptors: dict[int, Acceptor] = {}
         self._retiring: set[Acceptor] = set()
 
@@ -50,8 +58,19 @@ class Listeners:
                 self._tell(port, error)
 
         acceptor = self._acceptors[port] = Acceptor(
-            self._loop, listener, port, accepted=accepted, has_room=self._has_room, outcome=outcome
+            self._loop,
+            listener,
+            port,
+            accepted=accepted,
+            has_room=self._has_room,
+            outcome=outcome,
+            is_shared=self._is_shared,
         )
+
+    def accept(self) -> None:
+        """Accept what has woken a process that ended before it accepted."""
+        for acceptor in [*self._acceptors.values()]:
+            acceptor.accept()
 
     def unlisten(self, port: int) -> None:
         """Retire the listener of a port, if it has one."""

@@ -69,6 +69,7 @@ from sidestep.proxy.mirror.request_log import RequestLog
 from sidestep.proxy.mirror.scheduler import MirrorScheduler
 from sidestep.proxy.runtime.app_probes import AppProbes
 from sidestep.proxy.runtime.condition_reports import ConditionReports
+from sidestep.proxy.runtime.fair_share import FairShare
 from sidestep.proxy.runtime.heartbeat import Heartbeat
 from sidestep.proxy.runtime.listeners import Listeners
 from sidestep.proxy.runtime.live_connections import LiveConnections
@@ -125,11 +126,16 @@ class Worker:
         self.mirror_scheduler = MirrorScheduler(self._loop, self.ledger.gate)
         self.ids = IdsFeeds(self._loop, self.mirror_scheduler.spend)
         self.backlog = Budget(BACKLOG)
+        self._share = FairShare(backlog=self.backlog, ledger=self.ledger, log=self._log, records=self.records)
         self._datagrams = Datagrams(self._loop, self._open_flow, self.mirror_scheduler)
         self.lingering: set[object] = set()
         self._room = Room(self._readiness, self)
         self._listeners = Listeners(
-            self._loop, self._readiness, has_room=self._room.is_left, retired=self._exit_when_drained
+            self._loop,
+            self._readiness,
+            has_room=self._room.is_left,
+            retired=self._exit_when_drained,
+            is_shared=lambda: self._share.workers > 1,
         )
         self._outbound = OutboundSide(
             self._loop, self, self._readiness, has_room=self._room.is_left, retired=self._exit_when_drained
@@ -224,6 +230,8 @@ class Worker:
         self.ledger.gate.keep({uid for port in listened for uid in port.uids})
         self._client_sources = IPv4Network(message.client_sources) if message.client_sources else None
         self._drain_timeout = message.drain_timeout
+        if self._share.divide(message.workers):
+            self._listeners.accept()
         self.records.wanted = message.records
         self.records.live.keep({rule.uid for port in listened for rule in port.rules if rule.records})
 
@@ -419,6 +427,8 @@ class Worker:
         self._end_cut_off()
         self._tell_losses()
         self.records.flush()
+        if self._share.workers > 1:
+            self._listeners.accept()
         ports: dict[int, Mapping[str, int]] = {number: port.counters for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = self._datagrams.counters
@@ -453,12 +463,13 @@ class Worker:
         self._drain(self._drain_timeout)
 
     def _drain(self, timeout: float) -> None:
+        """Begin to drain, or end by an earlier deadline: a process that leaves others has a later one than the pod."""
+        self._loop.later(timeout, self._drain_over)
         if self._draining:
             return
         self._draining = True
         self._listeners.unlisten_all()
         self._outbound.retire()
-        self._loop.later(timeout, self._drain_over)
         self._exit_when_drained()
 
     def _sweep(self) -> None:

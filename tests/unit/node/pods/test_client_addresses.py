@@ -22,19 +22,21 @@ class Names:
 
     def __init__(self) -> None:
         self.named: dict[Any, Any] = {}
+        self.makers: dict[Any, int] = {}
         self.fails = False
         self.closed = False
 
-    def name(self, peer, peer_port, port, *, client, client_port):
+    def name(self, peer, peer_port, port, *, client, client_port, maker):
         self.named[str(peer), peer_port, port] = (str(client), client_port)
+        self.makers[str(peer), peer_port, port] = maker
 
     def forget(self, peer, peer_port, port):
         del self.named[str(peer), peer_port, port]
 
-    def forget_all(self):
+    def forget_all(self, maker=None):
         if self.fails:
             raise KernelError("bpf", 1)
-        self.named.clear()
+        self.named = {key: name for key, name in self.named.items() if maker not in (None, self.makers[key])}
 
     def close(self):
         self.closed = True
@@ -86,6 +88,9 @@ def test_names_end_with_the_process():
     addresses = ClientAddresses(names, "on")
     assert addresses.sources == "127.9.0.0/16"
     addresses.name(naming(), ports=PORTS, own=OWN)
+    addresses.name(naming("127.0.0.1"), ports=PORTS, own=OWN, worker=1)
+    addresses.reset(1)
+    assert names.named == {("10.0.0.1", 4000, 8443): ("192.0.2.7", 5000)}
     addresses.reset()
     assert names.named == {}
     assert addresses.status == "on"

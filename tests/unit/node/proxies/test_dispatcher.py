@@ -51,7 +51,8 @@ class Owner:
 class Process:
     """Notes what the proxy is answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: int = 0) -> None:
+        self.worker = worker
         self.answers: list[tuple[messages.Message, bool]] = []
         self.gone = False
 
@@ -126,6 +127,47 @@ def test_what_a_proxy_may_say_of_connections_that_its_pod_makes():
 
     owner, _ = run(talk)
     assert [told.ports for name, told in owner.told if name == "on_heartbeat"] == [{}, beat.ports]
+
+
+def test_numbers_of_two_processes_never_meet():
+    """Each counts its streams and requests from one."""
+    number = 3
+
+    def talk(dispatcher, process, _):
+        for each in (process, Process(worker=2)):
+            dispatcher.received(each, messages.Reset(0, number))
+            line_of = msgspec.structs.replace(line("u1"), number=number)
+            dispatcher.received(each, messages.Requests(0, (line_of,), 0, (), (messages.Earlier("u1", 80, 0, False),)))
+        dispatcher.received(each, messages.Reset(0, 1 << 60))
+
+    owner, _ = run(talk)
+    streams = [message.stream for name, message in owner.told if name == "on_reset"]
+    told = [message for name, message in owner.told if name == "on_requests"]
+    assert streams == [number, 2 << 48 | number, 0]
+    assert [message.requests[0].number for message in told] == [number, 2 << 48 | number]
+    assert [len(message.earlier) for message in told] == [1, 0]
+
+
+def test_a_stream_is_asked_for_by_the_number_of_the_pod_and_answered_by_that_of_the_process():
+    class Asked(Owner):
+        async def open_stream(self, request):
+            self.told.append(("open_stream", request.stream))
+            return await super().open_stream(request)
+
+    owner, process = Asked(), Process(worker=1)
+
+    async def go():
+        tasks = Tasks("dispatcher")
+        dispatcher = ProxyDispatcher(owner, tasks=tasks, open_deadline=5.0)
+        dispatcher.allow((port(80, "u1"),))
+        dispatcher.received(process, opening(7))
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=5)
+        await tasks.aclose()
+
+    asyncio.run(go())
+    owner.theirs.close()
+    assert owner.told == [("open_stream", 1 << 48 | 7)]
+    assert process.answers == [(messages.Opened(0, 7), True)]
 
 
 def test_hindrances_and_counters_of_other_ports_are_dropped():

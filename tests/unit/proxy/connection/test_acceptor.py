@@ -4,7 +4,9 @@ import contextlib
 import errno
 import os
 import resource
+import select
 import socket
+import threading
 import time
 
 import pytest
@@ -12,12 +14,13 @@ import pytest
 from sidestep.proxy.connection import acceptor
 from sidestep.proxy.connection.acceptor import ONE_CONNECTION, Acceptor
 from sidestep.proxy.io.loop import Loop
+from tests.harness.waiting import until
 
 
 class Scene:
     """An acceptor on a real listener."""
 
-    def __init__(self, listener, *, room=lambda: True, port=None):
+    def __init__(self, listener, *, room=lambda: True, port=None, shared=bool):
         self.crashes, self.accepted, self.outcomes, self.retired = [], [], [], False
         self.endpoints = []
         self.loop = Loop(on_crash=lambda owner, error: self.crashes.append(error))
@@ -29,6 +32,7 @@ class Scene:
             accepted=self.take,
             has_room=room,
             outcome=self.outcomes.append,
+            is_shared=shared,
         )
 
     def take(self, sock, endpoints):
@@ -214,3 +218,38 @@ def test_a_burst_leaves_other_descriptors_their_turn(listener, monkeypatch):
             stack.enter_context(sock)
     scene.acceptor.close()
     scene.loop.close()
+
+
+def test_processes_that_share_a_queue_take_turns_and_one_is_woken(listener):
+    """Stands for two processes by two loops: each connection wakes one, and the next one another."""
+    with contextlib.ExitStack() as stack:
+        scenes = [Scene(listener, shared=lambda: True) for _ in range(2)]
+        for each in scenes:
+            stack.callback(each.loop.close)
+            stack.callback(each.acceptor.close)
+        woken = [threading.Thread(target=each.run, args=(lambda: len(taken()) == 12,)) for each in scenes]
+
+        def taken():
+            return [sock for each in scenes for sock in each.accepted]
+
+        for thread in woken:
+            thread.start()
+        for number in range(12):
+            stack.enter_context(client(listener))
+            until(lambda number=number: len(taken()) > number, within=5, what="an accept")
+        for thread in woken:
+            thread.join()
+        counts = sorted(len(each.accepted) for each in scenes)
+        for sock in taken():
+            sock.close()
+    assert counts[0] > 0, counts
+
+
+def test_what_woke_another_is_accepted_when_it_is_looked_for(listener):
+    """By `accept`, which a worker calls regularly: the process that was woken may have ended."""
+    scene = Scene(listener, shared=lambda: True)
+    with contextlib.closing(scene.loop), client(listener), contextlib.closing(scene.acceptor):
+        until(lambda: select.select([listener], [], [], 0)[0], within=5, what="a connection in the queue")
+        assert scene.acceptor.accept()
+        assert len(scene.accepted) == 1
+        scene.accepted[0].close()

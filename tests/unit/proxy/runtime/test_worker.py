@@ -177,6 +177,35 @@ def test_a_daemon_that_does_not_listen_is_not_asked_without_bound(scene):
     assert set(answers) == {None}
 
 
+def test_a_process_of_several_keeps_to_its_part(scene):
+    """Of what the whole pod proxy may use; told the same again it changes nothing."""
+    worker = scene.worker
+    whole = (worker.backlog.total, worker.ledger.limits, worker.ledger.inspection.total)
+    for workers in (4, 4, 1):
+        worker._configure(messages.Configure(0, generation=1, ports=(), workers=workers))
+        assert worker.backlog.total == whole[0] // workers
+        assert worker.ledger.inspection.total == whole[2] // workers
+        assert worker.ledger.limits.together == whole[1].together // workers
+        assert worker.ledger.limits.copy == whole[1].copy
+        assert worker._log._bucket._rate * workers == worker.records._bucket._rate * workers == 2 * 1024 * 1024
+        assert worker.ledger.gate._budget._limits.share * workers == pytest.approx(0.1)
+    assert worker.ledger.limits == whole[1]
+
+
+def test_the_earliest_of_two_deadlines_for_draining_holds(scene):
+    """One that leaves others has a day; when the daemon is gone, it ends with it."""
+    client = scene.client(scene.port(), b"GET / HTTP/1.1\r\n")
+    scene.accept()
+    worker = scene.worker
+    worker._drain(86_400.0)
+    scene.run(lambda: worker._connections.relayed)
+    worker._drain_timeout = 0.0
+    worker._orphaned()
+    scene.run(lambda: not worker._connections.count, within=5.0)
+    assert not worker._connections.count
+    client.close()
+
+
 def test_an_idle_connection_of_a_draining_proxy_ends_without_a_reset(scene):
     client = scene.client(scene.port(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     scene.accept()

@@ -1,0 +1,36 @@
+"""Where the number of processes of a pod's proxy may be written."""
+
+from dataclasses import replace
+
+import pytest
+
+from sidestep.config.annotation_names import PROXY_WORKERS
+from sidestep.config.proxy_workers import resolve
+from tests.unit.node.scenes import pod
+
+
+def resolved(own=None, owner=None, namespace=None):
+    """(number, origins of problems) where these values are written."""
+    written = [{} if value is None else {PROXY_WORKERS: value} for value in (own, owner, namespace)]
+    made = pod()
+    owners = tuple(replace(each, annotations=written[1]) for each in made.owners)
+    assert owners
+    number, problems = resolve(replace(made, annotations=written[0], owners=owners), written[2])
+    return number, [problem.origin.split()[0] for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({}, (None, [])),
+        ({"own": "4", "owner": "3", "namespace": "2"}, (4, [])),
+        ({"owner": "3", "namespace": "2"}, (3, [])),
+        ({"namespace": "2"}, (2, [])),
+        ({"own": "many", "namespace": "2"}, (2, ["pod"])),
+        ({"own": "0", "namespace": "-1"}, (None, ["pod", "namespace"])),
+        ({"own": ""}, (None, ["pod"])),
+        ({"own": "017"}, (None, ["pod"])),
+    ],
+)
+def test_the_nearest_good_value_counts(written, expected):
+    assert resolved(**written) == expected

@@ -1,0 +1,43 @@
+"""Which pods may have a proxy of several processes."""
+
+import msgspec
+import pytest
+
+from sidestep.model.inspection import Action, Egress, InspectionPolicy, Rule
+from sidestep.node.planning.plan import PortPlan
+from sidestep.node.planning.workers import workers_of
+from sidestep.policy.egress_rows import to_egress_snapshot
+from sidestep.policy.inspection_rows import to_snapshot
+from sidestep.snapshots.ports import PortSnapshot
+
+POLICY = InspectionPolicy("p", "shop", rules=(Rule("in", Action.LOG),), egress=Egress(rules=(Rule("out", Action.LOG),)))
+
+
+def port(number=80, **fields):
+    snapshot = PortSnapshot(number, fields.pop("transport", "tcp"), "never", "never", (), **fields)
+    return PortPlan(snapshot, needs_app=True)
+
+
+def test_ports_that_are_only_relayed_and_diverted_may_have_several():
+    assert workers_of(4, [port(), port(81, captures=("u1",), global_taps=("u2",))], (), None) == (4, "")
+
+
+def test_one_is_no_fewer_than_one():
+    assert workers_of(1, [port(policies=(to_snapshot(POLICY),))], (), None) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("ports", "egress", "outbound", "why"),
+    [
+        ([port(), port(81, policies=(to_snapshot(POLICY),))], (), None, "inspection policies"),
+        ([port()], (to_egress_snapshot(POLICY),), None, "connections that the pod makes"),
+        ([port()], (), msgspec.structs.replace(port().snapshot, number=65536), "connections that the pod makes"),
+        ([port(), port(53, transport="udp")], (), None, "datagrams"),
+        ([port(recent=True)], (), None, "recent requests"),
+    ],
+    ids=["policy", "egress", "outbound", "udp", "recent"],
+)
+def test_what_needs_one_process_has_one_and_says_so(ports, egress, outbound, why):
+    count, text = workers_of(2, ports, egress, outbound)
+    assert count == 1
+    assert text.startswith(why)
