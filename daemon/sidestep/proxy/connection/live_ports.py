@@ -131,6 +131,8 @@ class LivePort:
         """What is kept for sessions that ask for earlier requests; it outlives every snapshot, too."""
         self.was_kept = False
         """Whether requests were kept before the present rules came."""
+        self._is_alone = True
+        """No other process serves the port: only then its requests are kept, all of them and in order."""
         self._told: dict[str, None] = {}
         """Sessions that were told of earlier requests, the oldest first."""
         self._route(snapshot)
@@ -221,10 +223,18 @@ class LivePort:
         self.snapshot = snapshot
 
     def _route(self, snapshot: PortSnapshot) -> None:
-        self.was_kept = self.recent.source is not None or snapshot.recent
-        self.recent.source = source_of(snapshot)
+        self.was_kept = self._is_alone and (self.recent.source is not None or snapshot.recent)
+        self.recent.source = source_of(snapshot) if self._is_alone else None
         further = (KEEPER,) if self.recent.source == KEEPER.uid else ()
         self.steered.route = route_of(self._rules, *further)
+
+    def stand_alone(self, is_alone: bool) -> None:
+        """Know whether other processes serve the port, too: what they are asked for is not seen here."""
+        if is_alone is not self._is_alone:
+            self._is_alone = is_alone
+            if not is_alone:
+                self.recent.clear()
+            self._route(self.snapshot)
 
     def serves(self, uid: str) -> bool:
         """Whether the port has the rule of a session."""

@@ -218,6 +218,7 @@ class Worker:
         for number in [number for number in self._ports if number not in wanted]:
             self._ports.pop(number).retire()
         for number, live in self._ports.items():
+            live.stand_alone(message.workers == 1)
             for rule in live.take_newcomers():
                 self._earlier.tell(live, number, rule)
         self.firewalls_changed()

@@ -56,6 +56,18 @@ def test_a_filtered_intercept_steers_its_port_with_the_ports_certificate():
     assert result.conditions == {}
 
 
+def test_the_proxy_has_as_many_processes_as_the_pod_says_or_else_the_node():
+    settings = NodeSettings(proxy_workers=3)
+    assert planned(intercepts=[intercept()]).pods[POD].workers == 1
+    assert planned(intercepts=[intercept()], settings=settings).pods[POD].workers == 3
+    stock = inventory(replace(pod(), annotations={**CERTIFIED, names.PROXY_WORKERS: "2"}))
+    assert planned(stock, [intercept()], settings=settings).pods[POD].workers == 2
+    stock = inventory(replace(pod(), annotations={**CERTIFIED, names.PROXY_WORKERS: "two"}))
+    result = planned(stock, [intercept()], settings=settings)
+    assert result.pods[POD].workers == 3
+    assert (ConditionType.ANNOTATION_INVALID, f"pod {POD}") in reasons(result)
+
+
 def test_a_global_intercept_needs_no_app_and_no_key():
     result = planned(intercepts=[intercept(filter=GLOBAL)])
     (port,) = result.pods[POD].ports

@@ -85,6 +85,18 @@ def test_what_was_kept_outlives_the_session_and_not_the_port():
     assert (port.recent.source, len(port.recent), port.has_wiretaps) == (None, 0, False)
 
 
+def test_nothing_is_kept_where_other_processes_serve_the_port_too():
+    """It would be a part of the requests, and nobody would see that it is."""
+    port = LivePort(msgspec.structs.replace(snapshot(flows("all")), recent=True))
+    port.recent.keep(LoggedRequest("all", 8443, "::1", 1, "GET", "/", "a", True), 1.0)
+    port.stand_alone(False)
+    assert (port.recent.source, len(port.recent)) == (None, 0)
+    port.replace(snapshot(flows("all"), flows("f", last=5)))
+    assert (port.recent.source, port.was_kept) == (None, False)
+    port.stand_alone(True)
+    assert port.recent.source == "all"
+
+
 def test_a_session_is_told_once_of_earlier_requests_and_whether_there_could_be_any():
     port = LivePort(snapshot(rule("a")))
     assert port.take_newcomers() == ()
