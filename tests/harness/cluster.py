@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import fcntl
 import itertools
 import os
 import ssl
 import subprocess
+import tempfile
 import threading
 import uuid
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import yaml
 
@@ -113,8 +115,11 @@ class ClusterNode(Node):
 
     It has a mount namespace of its own with an empty /run, where process 1, whose network namespace is the node's, is
     represented by its own: tests may run where process 1 belongs to another user namespace. `address` is where it is
-    told that the API server is.
+    told that the API server is. Its ports are those of a pod, but in the network namespace of the tests, so that there
+    is only one of them at a time on a machine: others wait for its `clean`.
     """
+
+    _ONLY_ONE = Path(tempfile.gettempdir()) / "sidestep-test-cluster-node.lock"
 
     _SCRIPT = """
         mount -t tmpfs none /run
@@ -139,6 +144,25 @@ class ClusterNode(Node):
             "POD_NAMESPACE": "sidestep",
             "POD_NAME": f"sidestep-{NODE}",
         }
+
+        self._turn: IO[bytes] | None = None
+
+    def wait_turn(self) -> None:
+        """Wait until the daemon of no other test runs; the test's own deadline is that of the wait."""
+        if self._turn is None:
+            self._turn = self._ONLY_ONE.open("wb")
+            fcntl.flock(self._turn, fcntl.LOCK_EX)  # whoever came first is next
+
+    def start(self) -> None:
+        """Start the daemon, once that of no other test runs, and wait until it answers."""
+        self.wait_turn()
+        super().start()
+
+    def clean(self) -> None:
+        """End the daemon and whatever of its children outlived it; the next test may have one."""
+        super().clean()
+        if self._turn is not None:
+            self._turn.close()
 
     def command(self) -> list[str | Path]:
         """The command line that starts it."""

@@ -6,11 +6,13 @@ import base64
 import contextlib
 import json
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from sidestep.config.node_options import DEFAULT_TUNNEL_PORT
 from tests.harness import cluster, manifests
 from tests.harness.authority import Authority
 from tests.harness.cli import Intercept
@@ -21,6 +23,8 @@ from tests.harness.node import SIDESTEP
 from tests.harness.peers import Client, Server, http_app, server_context
 from tests.harness.processes import Process, descendants
 from tests.harness.waiting import until
+
+pytestmark = pytest.mark.timeout(600)  # others may have a daemon of a cluster first
 
 HOST = "orders.shop.test"
 PLAIN_PORT, TLS_PORT = 8080, 8443
@@ -163,6 +167,7 @@ def test_the_program_is_compiled_while_the_api_server_does_not_answer(scene):
     """The daemon needs both; neither waits for the other."""
     scene.server.do(scene.server.api.stop())
     with cluster.cluster_node(scene.folder / "node", scene.server, start=False) as daemon:
+        daemon.wait_turn()
         log = scene.folder / "node.log"
         daemon.process = Process(daemon.command(), log=log, environment=daemon.environment, patience=20)
 
@@ -192,3 +197,16 @@ def test_a_compiler_that_fails_is_told_while_the_api_server_does_not_answer(scen
         last = daemon.process.text().splitlines()[-1]
         assert last.startswith("sidestep: ")
         assert "bcc" in last
+
+
+def test_a_port_that_is_taken_is_told_as_such(scene):
+    with cluster.cluster_node(scene.folder / "node", scene.server, start=False) as daemon:
+        daemon.wait_turn()
+        log = scene.folder / "node.log"
+        address = f"127.0.0.1:{DEFAULT_TUNNEL_PORT}"
+        with socket.create_server(("127.0.0.1", DEFAULT_TUNNEL_PORT)):
+            daemon.process = Process(daemon.command(), log=log, environment=daemon.variables(), patience=20)
+            assert daemon.process.wait(WITHIN) == 1
+        last = daemon.process.text().splitlines()[-1]
+        assert last.startswith(f"sidestep: bind while listening on {address}: Address already in use (")
+        assert "is there another daemon in this network namespace?" in last

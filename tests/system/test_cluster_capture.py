@@ -7,6 +7,8 @@ import datetime as dt
 import os
 import signal
 
+import pytest
+
 from tests.harness import cluster, tshark
 from tests.harness.nginx import client_context
 from tests.harness.node import SIDESTEP
@@ -15,11 +17,19 @@ from tests.harness.processes import Process
 from tests.harness.waiting import until
 from tests.system.test_cluster import HOST, TLS_PORT, WITHIN, scene
 
+pytestmark = pytest.mark.timeout(600)  # others may have a daemon of a cluster first
+
 __all__ = ["scene"]
 
 SECRET = "S3CRETtoken"
 H1 = ("-d", f"tcp.port=={TLS_PORT},http")
 GROUP = "/apis/sidestep.dev/v1alpha1"
+
+
+def account(scene):
+    """What the API server has of captures, and what the daemon has written."""
+    captures = scene.server.api.objects.get((GROUP, "captures"), {})
+    return f"{captures}\n{(scene.folder / 'node' / 'node.log').read_text()[-4000:]}"
 
 
 @contextlib.contextmanager
@@ -30,7 +40,7 @@ def capturing(scene, *options, file):
     variables = {name: "" for name in os.environ if name.lower().endswith("_proxy")}
     with Process(command, log=file.with_suffix(".log"), environment=variables, patience=20) as process:
         told = lambda: "Capturing" in process.text() or not process.running  # noqa: E731
-        until(told, within=WITHIN, what=lambda: f"the capture to begin: {process.text()}")
+        until(told, within=WITHIN, what=lambda: f"the capture to begin: {process.text()}\n{account(scene)}")
         yield process
 
 

@@ -15,6 +15,8 @@ from tests.harness.processes import Process, children
 from tests.harness.waiting import until
 from tests.system.test_cluster import WITHIN, scene
 
+pytestmark = pytest.mark.timeout(600)  # others may have a daemon of a cluster first
+
 __all__ = ["scene"]
 
 GROUP = "/apis/sidestep.dev/v1alpha1"

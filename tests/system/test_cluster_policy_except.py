@@ -13,6 +13,8 @@ from tests.harness.peers import Client
 from tests.harness.waiting import until
 from tests.system.test_cluster import PLAIN_PORT, WITHIN, scene
 
+pytestmark = pytest.mark.timeout(600)  # others may have a daemon of a cluster first
+
 __all__ = ["scene"]
 
 GROUP = "/apis/sidestep.dev/v1alpha1"

@@ -16,9 +16,9 @@ from tests.harness.http2 import Http2Client, any_app
 from tests.harness.nginx import nginx
 from tests.harness.peers import Server, answer, server_context
 
-PATIENCE = 0.3
+PATIENCE = 0.6
 """Seconds after which the app ends an idle connection, also one on which nothing was asked yet."""
-ROUNDS = 6
+ROUNDS = 4
 PORTS = [pytest.param(scene.TLS_PORT, id="tls"), pytest.param(scene.PLAIN_PORT, id="plain")]
 
 

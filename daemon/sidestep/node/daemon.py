@@ -34,7 +34,7 @@ from sidestep.aio.tasks import Tasks
 from sidestep.config.node_options import NodeOptions
 from sidestep.config.node_settings import OWN_NAMESPACE, NodeSettings
 from sidestep.model.condition import Condition, ConditionType
-from sidestep.model.errors import BugError, ConfigurationError
+from sidestep.model.errors import BugError, ConfigurationError, SidestepError
 from sidestep.model.pod import PodKey
 from sidestep.node.api.local_api import LocalApi
 from sidestep.node.api.status import NodeStatusView
@@ -165,9 +165,12 @@ class _Daemon:
             if ground is not None:
                 undo.push_async_callback(ground.supervisor.aclose)
                 await self._serve(ground, undo)
-        if self._stop.crash is not None:
-            self._log.error("crashed", error=repr(self._stop.crash))
-            raise BugError(f"the node daemon met a bug and ended: {self._stop.crash!r}") from self._stop.crash
+        crash = self._stop.crash
+        if isinstance(crash, SidestepError) and not isinstance(crash, BugError):
+            raise crash  # somebody else's fault, which its text names
+        if crash is not None:
+            self._log.error("crashed", error=repr(crash))
+            raise BugError(f"the node daemon met a bug and ended: {crash!r}") from crash
         self._log.info("stopped")
         return 0
 

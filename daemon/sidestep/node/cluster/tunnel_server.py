@@ -10,6 +10,7 @@ nobody else can keep others out for longer. Meanwhile newcomers wait in the kern
 from __future__ import annotations
 
 import asyncio
+import errno
 import secrets
 import socket
 from collections.abc import Callable
@@ -39,6 +40,7 @@ BACKLOG = 128
 """Connections that wait in the kernel."""
 BREATH = 0.5
 """Seconds without accepting after the kernel refused to (no descriptors)."""
+SHARED = "is there another daemon in this network namespace? daemonset.yaml gives each one of its own"
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for the TLS handshake."""
 
@@ -79,7 +81,9 @@ class TunnelServer:
                 listener = socket.create_server((address, self.port), family=family, backlog=BACKLOG)
             except OSError as error:
                 if address == ADDRESSES[0]:
-                    raise KernelError("bind", error.errno or 0, doing=f"listening on {address}:{self.port}") from error
+                    hint = SHARED if error.errno == errno.EADDRINUSE else ""
+                    doing = f"listening on {address}:{self.port}"
+                    raise KernelError("bind", error.errno or 0, doing=doing, hint=hint) from error
                 continue  # a node without IPv6
             listener.setblocking(False)
             self._listeners.append(listener)
