@@ -30,6 +30,8 @@ GUARDED = {
         ("AF_UNIX", "SO_PEERCRED", "create_unix_connection", "getuid"), "behind has_local_mode()"
     ),
     "laptop/file_snapshot.py": {"geteuid": "behind hasattr(os, 'geteuid')"},
+    "laptop/safe_folder.py": dict.fromkeys(("getegid", "geteuid"), "behind hasattr(os, 'geteuid')"),
+    "laptop/outbound/descriptors.py": {"resource": "ImportError is caught"},
     "laptop/outbound/local_user.py": dict.fromkeys(("AF_NETLINK", "geteuid"), "behind a look at sys.platform"),
     "tunnel/channel.py": dict.fromkeys(("POLLHUP", "POLLIN", "poll"), "behind hasattr(select, 'poll')"),
     "tunnel/node_tls.py": dict.fromkeys(("MFD_CLOEXEC", "memfd_create"), "the daemon's certificate"),
