@@ -11,8 +11,10 @@ import asyncio
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
+from urllib.parse import quote
 
 import click
 import msgspec
@@ -27,7 +29,7 @@ from sidestep.cli.options import namespace_option, output_option
 from sidestep.cli.output import json_line
 from sidestep.config.manifests import load_file
 from sidestep.config.yaml_documents import MAX_TEXT
-from sidestep.engine.inspection.alert_changes import changes_of
+from sidestep.engine.inspection.alert_changes import changes_of, of_one_exchange
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.errors import ConfigurationError, RefusedError, SidestepError
@@ -41,23 +43,33 @@ from sidestep.tunnel.messages import decode
 from sidestep.tunnel.views import AlertView, ChangeView
 
 STANDARD_INPUT: Final = Path("-")
-_TOLD: Final = re.compile(r"sidestep: policy \S+, id (\S+)")
+_TOLD: Final = re.compile(r"sidestep: policy (\S+), id (\S+)")
 """What a refused client was told."""
 _DECODER: Final = msgspec.json.Decoder(Record)
 
 
-class AlertId(click.ParamType[str]):
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An alert's id, and the policy that the client was told, "" if only the id is known."""
+
+    id: str
+    policy: str
+
+
+class AlertId(click.ParamType[Told]):
     """An alert's id, or the line that a refused client was told."""
 
     name = "alert-id"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Told:
         """As click.ParamType.convert."""
+        if isinstance(value, Told):
+            return value
         text = str(value).strip()
         told = _TOLD.fullmatch(text)
-        found = told[1] if told else text
-        if text and not ID.fullmatch(found):
-            self.fail(f"{harmless(repr(found), 80)} is no id of an alert: it looks like 2c6db743-1", param, ctx)
+        found = Told(told[2], told[1]) if told else Told(text, "")
+        if text and not ID.fullmatch(found.id):
+            self.fail(f"{harmless(repr(found.id), 80)} is no id of an alert: it looks like 2c6db743-1", param, ctx)
         return found
 
 
@@ -79,7 +91,7 @@ class AlertId(click.ParamType[str]):
 @output_option
 @backend_options
 def except_(
-    alert_id: str,
+    alert_id: Told,
     files: tuple[Path, ...],
     eve: Path | None,
     by: str,
@@ -112,28 +124,40 @@ def except_(
         if files:
             raise click.UsageError("FILE is for --eve: the daemon knows its policies")
         if isinstance(backend, ClusterAccess):
-            records = search(backend, alert_id, namespace=namespace_for(backend, namespace), workload=workload)
+            records = search(backend, alert_id.id, namespace=namespace_for(backend, namespace), workload=workload)
+            records = _of_one(records, alert_id, "the cluster")
             found = _of_records(records, _known(backend, records, ()), By(by))
         else:
             found = _of_daemon(backend, alert_id, By(by))
     else:
-        records = tuple(_records(eve, alert_id))
-        if not records:
-            raise RefusedError(f"{eve} has no alert {alert_id}")
+        records = _of_one(_records(eve, alert_id.id), alert_id, str(eve))
         found = _of_records(records, _known(backend, records, files), By(by))
     if not found.changes:
-        raise RefusedError(f"{alert_id} is the id of a request that no rule of a policy has found")
-    for line in _json(alert_id, found) if output == "json" else _text(alert_id, found):
+        raise RefusedError(f"{alert_id.id} is the id of a request that no rule of a policy has found")
+    for line in _json(alert_id.id, found) if output == "json" else _text(alert_id.id, found):
         click.echo(line)
     return 0 if any(each.spec for each in found.changes) else 1
 
 
-def _of_daemon(backend: Path, alert_id: str, by: By) -> AlertView:
+def _of_daemon(backend: Path, alert: Told, by: By) -> AlertView:
     try:
-        body = asyncio.run(LocalClient(backend).get(f"/v1/alerts/{alert_id}/{by}"))
+        policy = quote(alert.policy, safe="")
+        body = asyncio.run(LocalClient(backend).get(f"/v1/alerts/{alert.id}/{by}?policy={policy}"))
     except RefusedError as error:
-        raise RefusedError(f"{alert_id}: {error}") from error
+        raise RefusedError(f"{alert.id}: {error}") from error
     return decode(body, AlertView, what="the daemon's answer")
+
+
+def _of_one(records: Iterable[Record], alert: Told, where: str) -> tuple[Record, ...]:
+    """The records of one exchange. Raises RefusedError where there is none, or more than one."""
+    try:
+        found = of_one_exchange(records, alert.policy)
+    except RefusedError as error:
+        raise RefusedError(f"{alert.id}: {error}") from error
+    if not found:
+        of_policy = f" of policy {alert.policy}" if alert.policy else ""
+        raise RefusedError(f"{where} has no alert {alert.id}{of_policy}")
+    return found
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

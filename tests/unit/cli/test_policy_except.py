@@ -132,6 +132,32 @@ def test_the_line_of_the_refusal_is_an_id_too(ask):
     assert ask(alert(), exchange=f"sidestep: policy shop/orders, id {ID}\n")[0] == 0
 
 
+def elsewhere(**changed):
+    """An alert with the same id: of another pod, connection or policy."""
+    record = json.loads(alert())
+    for name, value in changed.items():
+        part = record["kubernetes"] if name == "pod" else record["sidestep"] if name == "policy" else record
+        part[name] = value
+    return json.dumps(record).encode() + b"\n"
+
+
+@pytest.mark.parametrize("changed", [{"pod": "mallory"}, {"flow_id": 78}])
+def test_two_exchanges_with_one_id_do_not_answer_for_each_other(ask, changed):
+    code, out, err = ask(alert() + elsewhere(**changed))
+    assert (code, out) == (1, "")
+    assert "2 requests, of shop/" in err
+    assert "have this id: give the whole line that the client was told" in err
+    whole = f"sidestep: policy shop/orders, id {ID}"
+    assert ask(alert() + elsewhere(**changed), exchange=whole)[0] == 1, "nothing tells which is meant"
+    code, out, _ = ask(elsewhere(policy="shop/other", **changed) + alert() + alert("cards"), exchange=whole)
+    assert code == 0
+    assert "shop/other" not in out
+    assert "rule cards no longer applies" in out
+    code, _, err = ask(elsewhere(policy="shop/other", **changed), exchange=whole)
+    assert code == 1
+    assert f"has no alert {ID} of policy shop/orders" in err
+
+
 def test_each_rule_has_its_change(ask, policies):
     records = alert() + alert("WAF", pattern="942100 949110") + alert()
     code, out, _ = ask(records, policies, "--output", "json")

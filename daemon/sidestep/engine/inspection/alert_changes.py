@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
+from sidestep.model.errors import RefusedError
 from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.secret_fields import REDACTED
 from sidestep.policy.exceptions import AlertFacts, By, Change, changes
@@ -12,6 +14,8 @@ from sidestep.protocols.eve_records import Record
 from sidestep.protocols.eve_redaction import CUT
 
 _REDACTED = REDACTED.decode()
+SHOWN: Final = 3
+"""Pods that a refusal names."""
 
 
 def changes_of(
@@ -26,6 +30,30 @@ def changes_of(
             known, is_whole = policies(record)
             made += [each for each in changes(facts, known, by=by, is_whole=is_whole) if each not in made]
     return made
+
+
+def of_one_exchange(records: Iterable[Record], policy: str) -> tuple[Record, ...]:
+    """Choose among records with the same id those of one exchange: `policy` is what its client was told, "" if unknown.
+
+    Pod proxies make the ids, so several pods may tell the same one. Raises RefusedError where that leaves several.
+    """
+    exchanges: dict[tuple[str, str, int], list[Record]] = {}
+    for record in records:
+        pod = record.kubernetes
+        exchanges.setdefault((pod.namespace, pod.pod, record.flow_id or 0), []).append(record)
+    found = [each for each in exchanges.values() if not policy or any(_is_of(record, policy) for record in each)]
+    if len(found) > 1:
+        pods = sorted({f"{each[0].kubernetes.namespace}/{each[0].kubernetes.pod}" for each in found})
+        shown = ", ".join(pods[:SHOWN]) + (", ..." if len(pods) > SHOWN else "")
+        raise RefusedError(
+            f"{len(found)} requests, of {shown}, have this id: give the whole line that the client was told, name "
+            "the --workload, or give the records of one with --eve"
+        )
+    return tuple(found[0]) if found else ()
+
+
+def _is_of(record: Record, policy: str) -> bool:
+    return record.sidestep is not None and record.sidestep.policy == policy
 
 
 def facts_of(record: Record) -> AlertFacts | None:

@@ -207,7 +207,7 @@ class _LocalConnection(asyncio.Protocol):
                 case "GET", ["v1", "workloads"]:
                     return _Answer(200, msgspec.json.encode(self._api.view.workloads()))
                 case "GET", ["v1", "alerts", exchange, *by] if len(by) < 2:
-                    return self._alert(exchange, "".join(by))
+                    return self._alert(exchange, "".join(by), parse_qs(query).get("policy", [""])[0])
                 case "POST", ["v1", "sessions"]:
                     return await self._open_session()
                 case "POST", ["v1", "drain"]:
@@ -228,10 +228,10 @@ class _LocalConnection(asyncio.Protocol):
         except SidestepError as error:
             return _problem(500, str(error))
 
-    def _alert(self, exchange: str, by: str) -> _Answer:
+    def _alert(self, exchange: str, by: str, policy: str) -> _Answer:
         if by not in {"", *By}:
             return _problem(400, "an exception is by request or by source")
-        found = self._api.view.alert(exchange, By(by or By.REQUEST))
+        found = self._api.view.alert(exchange, By(by or By.REQUEST), policy)
         if found is None:
             return _problem(
                 404, "is none of the last alerts of this daemon; earlier ones stand in its EVE log: --eve FILE"

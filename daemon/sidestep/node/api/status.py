@@ -23,7 +23,7 @@ import msgspec
 from sidestep import __version__
 from sidestep.aio.meter import LoopMeter
 from sidestep.config.annotations import CertificateSource, SourceKind
-from sidestep.engine.inspection.alert_changes import changes_of
+from sidestep.engine.inspection.alert_changes import changes_of, of_one_exchange
 from sidestep.model.condition import Condition
 from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.intercept import Allow, Intercept, intercepts_among, sessions_among
@@ -162,9 +162,9 @@ class NodeStatusView:
         """Return the inspection policies that are written, those of the cluster first."""
         return policy_views(self._policies, self._controller.plan, self._reconciler, self._conditions)
 
-    def alert(self, exchange: str, by: By) -> AlertView | None:
+    def alert(self, exchange: str, by: By, policy: str) -> AlertView | None:
         """As NodeView.alert."""
-        found = tuple(self._alerts.of(exchange))
+        found = of_one_exchange(self._alerts.of(exchange), policy)
         made = changes_of(found, self._policies_of_record, by=by)
         changes = tuple(ChangeView(each.policy, each.spec, each.notes) for each in made)
         return AlertView(found, changes) if found else None

@@ -20,8 +20,11 @@ class NodeView(Protocol):
     def policies(self) -> tuple[PolicyView, ...]:
         """Return the inspection policies that are written, as this node has them."""
 
-    def alert(self, exchange: str, by: By) -> AlertView | None:
-        """Return the alerts with this id, and what excepts them; None if it is not among the last ones."""
+    def alert(self, exchange: str, by: By, policy: str) -> AlertView | None:
+        """Return the alerts with this id, and what excepts them; None if it is not among the last ones.
+
+        `policy` is what the client was told, "" if unknown. Raises RefusedError if several exchanges have the id.
+        """
 
     def workloads(self) -> tuple[WorkloadView, ...]:
         """Return all workloads of this node, in all namespaces."""

@@ -5,14 +5,19 @@ import msgspec
 from sidestep.node.records import recent_alerts
 from sidestep.node.records.eve_log import EveLog
 from sidestep.node.records.live import LiveRecordRelay
-from sidestep.node.records.recent_alerts import RecentAlerts
+from sidestep.node.records.recent_alerts import MAX_EACH, RecentAlerts
 from sidestep.protocols import eve
+from sidestep.protocols.eve_records import Kubernetes
 from sidestep.proxy.control import messages
 from tests.unit.node.records.made import DECIDED, ORIGIN, RULES, alert, anomaly, encoded, http, message, pod
 
 
 def of(exchange="a-1", **more):
     return alert(sidestep=msgspec.structs.replace(DECIDED, id=exchange, **more))
+
+
+def whose(name, **more):
+    return msgspec.structs.replace(of(**more), kubernetes=Kubernetes("shop", name))
 
 
 def noted(*records):
@@ -31,13 +36,24 @@ def test_all_alerts_of_an_id_are_found_once_each():
     assert not list(recent.of("c-3"))
 
 
+def test_a_pod_that_tells_anothers_id_takes_none_of_its_room():
+    recent = RecentAlerts()
+    for number in range(MAX_EACH + 1):
+        mine = whose("mallory", pattern=str(number))
+        recent.note(mine, eve.encode(mine))
+    recent.note(whose("orders-1"), eve.encode(whose("orders-1")))
+    recent.note(whose("orders-1", rule="cards"), eve.encode(whose("orders-1", rule="cards")))
+    assert len(recent) == 2
+    assert [each.kubernetes.pod for each in [*recent.of("a-1")][-2:]] == ["orders-1", "orders-1"]
+
+
 def test_what_names_no_rule_is_not_kept():
     answer = eve.record(1, ORIGIN, http(), sidestep=msgspec.structs.replace(DECIDED, policy=None, rule=None))
     assert not len(noted(answer))
 
 
 def test_the_oldest_make_room(monkeypatch):
-    monkeypatch.setattr(recent_alerts, "MAX_IDS", 3)
+    monkeypatch.setattr(recent_alerts, "MAX_EXCHANGES", 3)
     recent = noted(*(of(f"a-{number}") for number in range(5)))
     assert [bool(list(recent.of(f"a-{number}"))) for number in range(5)] == [False, False, True, True, True]
     monkeypatch.setattr(recent_alerts, "MAX_EACH", 2)
