@@ -1,7 +1,8 @@
 """EVE records on their way to the daemon: encoded, collected for a moment, then sent.
 
 Records of sampled requests, which may be as many as requests, are encoded together after the bytes of the connections
-at hand were moved (`defer`); all others at once.
+at hand were moved (`defer`); all others at once. They are sent within MOMENT, those that tell of a whole connection
+(LATER_TYPES) within LATER: each message wakes the daemon up, and its answer this process.
 
 The way is lossy and bounded, and never makes a client wait. A record is dropped, and counted by reason, when
 
@@ -16,6 +17,7 @@ them while they last have a way of their own (`live_records`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from typing import Final, Protocol
@@ -32,6 +34,11 @@ from sidestep.proxy.io.loop import Loop
 
 MOMENT: Final = 0.02
 """Seconds for which records are collected."""
+LATER: Final = 0.2
+"""The same of records of LATER_TYPES ..."""
+LATER_TYPES: Final = frozenset(("tls", "flow"))
+ENOUGH: Final = 64 * 1024
+"""... unless so many bytes of records wait."""
 WAITING: Final = 512 * 1024
 """Bytes of records that wait to be sent."""
 RATE: Final = 2 * 1024 * 1024
@@ -70,8 +77,8 @@ class RecordQueue:
         """The time of the loop, and what is told of samples meanwhile: taking and writing it for each costs a tenth."""
         self._room = 0
         """Samples that may be in `_samples`, as far as the rate is concerned."""
-        self._is_due = False
-        """A flush is to come."""
+        self._due = math.inf
+        """When the next flush comes, by the loop's clock."""
         self._is_late = False
         """Whether the daemon did not take all of what there was."""
         self._dropped: Counter[str] = Counter()
@@ -94,7 +101,8 @@ class RecordQueue:
             return
         if self._samples:
             self._encode()  # records stay in the order of time
-        self._put(_ENCODER.encode(record))
+        is_found = record.event_type not in LATER_TYPES or self._size > ENOUGH
+        self._put(_ENCODER.encode(record), within=MOMENT if is_found else LATER)
 
     def defer(self, maker: Maker, sample: Sample) -> None:
         """Have a record of a sample made soon, if anybody reads it and there is room for it."""
@@ -118,8 +126,7 @@ class RecordQueue:
         """Whether the rate has room for a sample; see that it is sent."""
         if not self.wanted:
             return False
-        if not self._is_due:
-            self._flush_soon()
+        self._flush_within(MOMENT)
         if not self._samples:
             self._room = int(self._bucket.level(self._loop.now) / LIKELY)
         if len(self._samples) >= self._room:
@@ -144,11 +151,13 @@ class RecordQueue:
         for data in made:
             self._put(data)
 
-    def _flush_soon(self) -> None:
-        self._is_due = True
-        self._loop.later(MOMENT, self.flush)
+    def _flush_within(self, seconds: float) -> None:
+        due = self._loop.now + seconds
+        if due < self._due:
+            self._due = due
+            self._loop.later(seconds, self.flush)
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes, *, within: float = MOMENT) -> None:
         if len(data) > messages.MAX_RECORD:
             self.drop("size")
         elif self._size + len(data) > WAITING:
@@ -156,8 +165,7 @@ class RecordQueue:
         elif not self._bucket.take(self._loop.now, len(data)):
             self.drop("rate")
         else:
-            if not self._is_due:
-                self._flush_soon()
+            self._flush_within(within)
             self._records.append(data)
             self._size += len(data) + FRAME
 
@@ -171,12 +179,12 @@ class RecordQueue:
 
     def flush(self) -> None:
         """Send what there is: records, and how many were dropped; what the channel does not take, a moment later."""
-        self._is_due = False
+        self._due = math.inf
         self._encode()
         self._size -= send_records(self._link, self._records, self._dropped, self._message)
         self._is_late = bool(self._records or self._dropped)
         if self._is_late and self._link.is_open:
-            self._flush_soon()
+            self._flush_within(MOMENT)
         self.live.flush()
 
     def _message(self, records: tuple[bytes, ...], dropped: dict[str, int]) -> messages.Records:

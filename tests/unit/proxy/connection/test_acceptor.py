@@ -160,6 +160,7 @@ def test_who_connected_to_whom_is_told_with_a_socket_that_does_not_block(listene
         assert (endpoints.host, endpoints.port) == listener.getsockname()
         assert not accepted.getblocking()
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         accepted.close()
     scene.acceptor.close()
     scene.loop.close()

@@ -104,6 +104,37 @@ def test_a_flush_follows_while_the_daemon_is_behind():
     assert {type(message) for message in link.sent} == {messages.Records, messages.LiveRecords}
 
 
+def test_what_is_found_is_sent_soon_and_what_is_told_of_connections_waits():
+    link, records = queue()
+    due = []
+    records._loop.later = lambda seconds, call: due.append((seconds, call))
+    flow = msgspec.structs.replace(alert(), event_type="flow")
+    records.add(flow)
+    records.add(flow)
+    assert [seconds for seconds, _ in due] == [record_queue.LATER]
+    records.add(alert())
+    records.add(flow)
+    assert [seconds for seconds, _ in due] == [record_queue.LATER, record_queue.MOMENT]
+    due[1][1]()
+    assert len(link.sent[0].records) == 4
+    records.defer(Maker(), sample(0))
+    assert [seconds for seconds, _ in due[2:]] == [record_queue.MOMENT]
+    for _, call in due:
+        call()
+    assert len(link.sent) == 2, "a flush that finds nothing sends nothing"
+
+
+def test_many_records_of_connections_do_not_wait_until_there_is_no_room():
+    _, records = queue()
+    due = []
+    records._loop.later = lambda seconds, call: due.append(seconds)
+    flow = msgspec.structs.replace(alert(b"/" + b"x" * 1000), event_type="tls")
+    while len(due) < 2:
+        records.add(flow)
+    assert due == [record_queue.LATER, record_queue.MOMENT]
+    assert records._size < 2 * record_queue.ENOUGH < record_queue.WAITING
+
+
 def test_nothing_is_sent_while_nobody_reads():
     link, records = queue()
     records.wanted = False
