@@ -1,4 +1,4 @@
-"""Clients whose clear HTTP is read and leaves as it came: gRPC, and Python's own, which keeps its connection."""
+"""Clients of gRPC whose clear HTTP/2 is read and leaves as it came; others are in `test_opened_clients`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,13 @@ from sidestep.model.inspection import Action, Builtin, Match, Pattern, Rule
 from tests.harness.cgroups import inside
 from tests.harness.processes import Process
 from tests.harness.waiting import until
-from tests.privileged.node.outward import PLAIN, outbound, policy
+from tests.privileged.node.outward import outbound, policy
 
 pytestmark = pytest.mark.privileged
 
 PORT = 8087
 CARD = "4111 1111 1111 1111"
 CARDS = Rule("cards", Action.BLOCK, patterns=(Pattern(builtin=Builtin.CARD_NUMBER),))
-KEEPING = """
-import http.client, sys
-connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=20)
-for body in ("card=none", "card=" + sys.argv[3], "card=none"):
-    connection.request("POST", "/", body, {"Host": "api.test"})
-    answer = connection.getresponse()
-    answer.read()
-    print(answer.status)
-"""
 
 
 def test_grpc(program, tmp_path):
@@ -103,17 +94,5 @@ def test_a_client_that_waits_for_what_its_server_says_at_once(program, tmp_path)
                 done = await asyncio.to_thread(pod.run, *command)
                 assert done.stdout.split() == ["nothing", "403"], done.stdout + done.stderr
                 await pod.counted(outbound=1, inspection_blocked=1)
-
-    asyncio.run(go())
-
-
-def test_a_client_that_keeps_its_connection_goes_on_behind_a_request_that_is_blocked(program, tmp_path):
-    async def go():
-        async with outbound(program, tmp_path, policy(CARDS, fail=True)) as pod:
-            command = (sys.executable, "-c", KEEPING, pod.space.client_ip, str(PLAIN), CARD)
-            done = await asyncio.to_thread(pod.run, *command)
-            assert done.stdout.split() == ["200", "403", "200"], done.stdout + done.stderr
-            assert [each["method"] for each in pod.web.requests()] == ["POST", "POST"]
-            await pod.counted(inspection_blocked=1)
 
     asyncio.run(go())
