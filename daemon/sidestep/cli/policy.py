@@ -209,10 +209,13 @@ def _say_accepted(subject: str, accepted: AcceptedPolicy, say: Say) -> None:
             "rules": len(found.egress.rules),
             "failurePolicy": found.egress.failure_policy,
         }
-        count = len(found.egress.rules)
-        outwards = f"; egress: {count} {'rule' if count == 1 else 'rules'}, failurePolicy {found.egress.failure_policy}"
-    rules = f"{count} {'rule' if count == 1 else 'rules'}"
-    say(value, f"{subject}: accepted, {rules}, mode {found.mode}, failurePolicy {found.failure_policy}{cost}{outwards}")
+        outwards = f"; egress: {_rules(len(found.egress.rules))}, failurePolicy {found.egress.failure_policy}"
+    modes = f"mode {found.mode}, failurePolicy {found.failure_policy}"
+    say(value, f"{subject}: accepted, {_rules(count)}, {modes}{cost}{outwards}")
+
+
+def _rules(count: int) -> str:
+    return f"{count} {'rule' if count == 1 else 'rules'}"
 
 
 def _say_fault(fault: ManifestError, say: Say) -> None:

@@ -65,6 +65,7 @@ def test_what_pods_send(tmp_path, capsys):
     good = f"{GOOD}  egress:\n    rules: [{{name: a, action: Block}}]\n"
     code, [line], _ = check(tmp_path, capsys, good)
     assert code == 0
+    assert "accepted, 2 rules, mode" in line
     assert line.endswith("; egress: 1 rule, failurePolicy Ignore")
     code, [line], _ = check(tmp_path, capsys, good, "--output", "json")
     assert json.loads(line)["egress"] == {"destinations": 1, "rules": 1, "failurePolicy": "Ignore"}
