@@ -206,6 +206,11 @@ class _Http2Copies:
         if data:
             self._frames.receive(data)
 
+    def whole_response(self, stream: int, block: Block, size: int) -> bool:
+        """Have what comes whole told in parts."""
+        del stream, block, size
+        return False
+
     def response_block(self, stream: int, by: Answerer, block: Block, *, ends: bool) -> None:
         """A header block of a request: its head, or its trailers."""
         del by

@@ -124,11 +124,23 @@ INITIAL: Final = State((), 0, DEFAULT_CAPACITY, DEFAULT_CAPACITY, -1)
 
 
 class Block:
-    """One decoded header block. `note`, `shown` and `cleared` belong to the caller; they live and die with what is
-    remembered.
+    """One decoded header block. `note`, `shown`, `lines` and `cleared` belong to the caller; they live and die with
+    what is remembered.
     """
 
-    __slots__ = ("_literal", "cleared", "fields", "large", "never", "note", "shown", "state", "updates")
+    __slots__ = (
+        "_literal",
+        "_size",
+        "cleared",
+        "fields",
+        "large",
+        "lines",
+        "never",
+        "note",
+        "shown",
+        "state",
+        "updates",
+    )
 
     def __init__(
         self, fields: tuple[Field, ...], never: frozenset[int], updates: tuple[int, int] | None, state: State
@@ -144,8 +156,17 @@ class Block:
         """Its list is over `LARGE`."""
         self.note: Any = None
         self.shown: Any = None
+        self.lines: bytes | None = None
         self.cleared: object = None
         self._literal: bytes | None = None
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of its list; see `list_size`."""
+        if not self._size:
+            self._size = list_size(self.fields)
+        return self._size
 
     @property
     def literal(self) -> bytes:

@@ -164,7 +164,7 @@ class Http1Feed:
         if mirror.responses.get(exchange, NOTHING) & RESPONSE_BODY or (queue is not None and queue.is_full):
             return False
         self._answers.popleft()
-        mirror.answered(WholeResponse(exchange, _APP, status, head, None, now), size)
+        mirror.answered(WholeResponse(exchange, _APP, status, head, None, now), size, len(head))
         return True
 
     def read(self, exchange: int, by: Answerer, reader: ResponseReader, data: bytes, now: float) -> None:

@@ -5,6 +5,7 @@ each header block changes the HPACK context of the next, so all are decoded, wan
 
     between frames   the frame header is kept until it is whole
     a whole frame    is dealt with where it is found, if nobody wants its payload: of samples only its length counts
+    a whole answer   a whole header block and the DATA frame that ends the stream, one behind the other, are told as one
     in a frame       DATA of a stream that is wanted is told as it comes, without padding; header blocks are kept
                      until they are whole (`Http2Limits.passed_block`, `continuations`); everything else is skipped
     blind            a block could not be decoded, was too large, or was interrupted by another frame: no response can
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 _unpack = HEADER.unpack_from
 _WHOLE: Final = END_HEADERS | PADDED | WITH_PRIORITY
 """Flags that say whether a frame is nothing but a whole header block."""
+_LAST: Final = END_STREAM | PADDED
+"""Flags that say whether a DATA frame is nothing but the end of a body."""
 _PROMISED: Final = 4
 """Bytes of the promised stream's id in PUSH_PROMISE."""
 
@@ -61,6 +64,10 @@ class ResponseFeed(Protocol):
     @property
     def samples(self) -> Mapping[int, Http2Sample]:
         """Streams of whose answers the heads, the length and the end are wanted."""
+
+    def whole_response(self, stream: int, block: Block, size: int) -> bool:
+        """Take the whole of an answer that is wanted: its only header block, and the size of its body, which is here.
+        False: nothing was taken, it is to be told in parts."""
 
     def response_block(self, stream: int, by: Answerer, block: Block, *, ends: bool) -> None:
         """Take a header block of an answer that is wanted."""
@@ -214,7 +221,7 @@ class AppResponses:
                 if kind == HEADERS and flags & _WHOLE == END_HEADERS:
                     sample = samples.get(stream)
                     if sample is None or stream in responses or stream in asked:
-                        self._decode(stream, data[payload:stop], ends=bool(flags & END_STREAM))
+                        stop = self._decode_whole(data, payload, stop, stream, ends=bool(flags & END_STREAM))
                     else:  # as `_decode`, without its call: nearly all answers of a port that logs
                         sample.answers(decode(data[payload:stop]))
                         if flags & END_STREAM:
@@ -274,9 +281,33 @@ class AppResponses:
             fragments, self._block = self._block, None
             self._decode(0 if self._promises else stream, b"".join(fragments), ends=self._ends)
 
+    def _decode_whole(self, data: bytes, payload: int, stop: int, stream: int, *, ends: bool) -> int:
+        """Decode the block from `payload` to `stop`; return the position up to which was told of the answer."""
+        block = self._decoder.decode(data[payload:stop])
+        feed = self._feed
+        if stream in feed.responses and stream not in self._asked:
+            if ends:
+                if feed.whole_response(stream, block, 0):
+                    return stop
+            elif len(data) - stop >= HEADER_SIZE:
+                high, low, kind, flags, other = _unpack(data, stop)
+                end: int = stop + HEADER_SIZE + (high << 8 | low)
+                if (
+                    kind == DATA
+                    and flags & _LAST == END_STREAM
+                    and other & STREAM == stream
+                    and end <= len(data)
+                    and feed.whole_response(stream, block, end - stop - HEADER_SIZE)
+                ):
+                    return end
+        self._tell(stream, block, ends=ends)
+        return stop
+
     def _decode(self, stream: int, fragment: bytes, *, ends: bool) -> None:
         """Decode a whole block; it is told unless the stream is 0."""
-        block = self._decoder.decode(fragment)
+        self._tell(stream, self._decoder.decode(fragment), ends=ends)
+
+    def _tell(self, stream: int, block: Block, *, ends: bool) -> None:
         feed = self._feed
         if self._search is not None and stream in self._asked:
             self._search.asked_block(stream, block, ends=ends)

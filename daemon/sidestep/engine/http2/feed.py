@@ -11,8 +11,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.mirror.events import H2, RESPONSE, Answerer, RequestHead, ResponseHead
-from sidestep.protocols.hpack import list_size
+from sidestep.engine.mirror.events import (
+    H2,
+    RESPONSE,
+    RESPONSE_BODY,
+    Answerer,
+    RequestHead,
+    ResponseHead,
+    WholeResponse,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +33,10 @@ if TYPE_CHECKING:
 
 _HEADED: Final = 1 << 8
 """Of a stream in `responses`, beside what is wanted of it: its final head was told."""
+_PARTS: Final = RESPONSE_BODY | _HEADED
+"""Of such a stream: its answer is told in parts."""
+_APP: Final = Answerer.APP
+_NO_FIELD: Final = (b"", b"")
 
 
 class Http2Feed:
@@ -67,7 +78,7 @@ class Http2Feed:
             self._relay.now,
             bool(interest & RESPONSE),
         )
-        mirror.begin(event, stream, interest, size=list_size(block.fields), ends=ends)
+        mirror.begin(event, stream, interest, size=block.size, ends=ends)
 
     def body(self, stream: int, data: bytes, *, ends: bool) -> None:
         """Data of a request that is wanted, possibly empty."""
@@ -80,11 +91,24 @@ class Http2Feed:
         """A second header block of a stream; if it does not end the request the app will refuse that."""
         if stream in self.requests:
             if ends:
-                self._mirror.request_end(stream, block, list_size(block.fields))
+                self._mirror.request_end(stream, block, block.size)
             else:
                 self._cut(stream)
 
     # --- responses --------------------------------------------------------------------------------------------------
+
+    def whole_response(self, stream: int, block: Block, size: int) -> bool:
+        """Hot path: the app's answer is here, whole, with a body of so many bytes. False: it is to be told in parts."""
+        mirror = self._mirror
+        queue = mirror.queue
+        if self.responses[stream] & _PARTS or (queue is not None and queue.is_full):
+            return False
+        name, status = block.fields[0] if block.fields else _NO_FIELD
+        if name != b":status" or not status.isdigit() or status[:1] == b"1":
+            return False
+        event = WholeResponse(stream, _APP, int(status[:3]), b"", block, self._relay.now)
+        mirror.answered(event, size, block.size)
+        return True
 
     def response_block(self, stream: int, by: Answerer, block: Block, *, ends: bool) -> None:
         """A header block of a response that is wanted: an interim or final head, or trailers."""
@@ -95,7 +119,7 @@ class Http2Feed:
             if is_headed or (ends and event.is_interim):
                 self._cut(stream)
                 return
-            self._mirror.tell(event, stream, list_size(fields))
+            self._mirror.tell(event, stream, block.size)
             if stream in self.responses and not event.is_interim:
                 self.responses[stream] |= _HEADED
             if ends:
@@ -103,7 +127,7 @@ class Http2Feed:
         elif not is_headed:
             self._cut(stream)
         elif ends:
-            self._mirror.response_end(stream, block, list_size(fields), at=self._relay.now)
+            self._mirror.response_end(stream, block, block.size, at=self._relay.now)
 
     def response_data(self, stream: int, data: bytes) -> None:
         """Data of a response, without padding."""

@@ -430,6 +430,11 @@ class InspectedStreams:
         if not self._asked.clears_head(stream, block, ends=ends):
             self.read_asked(stream)
 
+    def whole_response(self, stream: int, block: Block, size: int) -> bool:
+        """Have a whole answer told in parts."""
+        del stream, block, size
+        return False
+
     def response_block(self, stream: int, by: Answerer, block: Block, *, ends: bool) -> None:
         """Take a header block of an answer."""
         del by

@@ -294,8 +294,9 @@ class Mirror:
         if self.responses.pop(exchange, NOTHING):
             self.tell(ResponseEnd(exchange, trailers, at, self._sizes.pop(exchange, None)), exchange, size)
 
-    def answered(self, event: WholeResponse, size: int) -> None:
-        """A response has come whole, with a body of so many bytes that nobody wants. The queue is not full.
+    def answered(self, event: WholeResponse, size: int, kept: int) -> None:
+        """A response has come whole, with a body of `size` bytes that nobody wants; the event keeps `kept` bytes alive.
+        The queue is not full.
 
         Hot path.
         """
@@ -308,7 +309,7 @@ class Mirror:
             queue = self.queue
             if queue is None:
                 queue = self._make_queue()
-            queue.note(event, len(event.raw))
+            queue.note(event, kept)
 
     def cut(self, exchange: int, *, at: float = 0.0) -> None:
         """Nothing more of this exchange will come. Nothing is told when it was whole."""

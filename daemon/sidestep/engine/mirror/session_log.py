@@ -258,7 +258,13 @@ def _answer(exchange: _Exchange, at: float, sizes: list[int] | None, *, is_whole
     if head is None:
         return Answer(0, "", "", seconds, sent, received, is_whole=False)
     if exchange.held or any(note.copied for note in exchange.told + exchange.kept):
-        lines = answer_lines(head.raw, None if head.block is None else head.block.fields)
+        block = head.block
+        if block is None:
+            lines = answer_lines(head.raw, None)
+        elif block.lines is not None:
+            lines = block.lines
+        else:
+            lines = block.lines = answer_lines(b"", block.fields)
     else:
         lines = b""
     if head.by is _APP:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.model.shown import MAX_LAST
 from sidestep.proxy.control import messages
-from sidestep.proxy.mirror.request_log import line_size
+from sidestep.proxy.mirror.request_log import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,7 @@ class _Telling:
         lines: list[messages.LoggedRequest] = []
         room = ROOM
         for line in islice(self.found, STEP):
-            room -= line_size(line)
+            room -= len(encode(line))
             if room < 0 and lines:
                 break
             lines.append(line)

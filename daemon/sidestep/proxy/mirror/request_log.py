@@ -2,7 +2,8 @@
 
 A message holds what fits in a packet; more lines make more messages. The log is lossy and bounded: lines above
 `messages.MAX_LINES` or RATE, and all of them while the daemon is behind, are only counted. The wait of MOMENT seconds
-also keeps the daemon and the developer's machine from waking up while the app works on the request.
+also keeps the daemon and the developer's machine from waking up while the app works on the request. A line is encoded
+when it is made: its size is known then, and the message takes the bytes as they are.
 
 Invariant: each line is sent once, or counted in `Requests.dropped`, unless its session does not want requests that were
 answered so (`model.shown`); each lost copy is counted once in `Requests.losses`.
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -36,16 +37,8 @@ RATE: Final = 2 * 1024 * 1024
 """Bytes of lines a second: part of what the daemon lets a proxy cost it (`node.proxies.proxy_process.TALK`)."""
 BURST: Final = 1024 * 1024
 """Bytes of lines at once."""
-_WORDS: Final = 112
-"""Bytes of an encoded line without its texts, at most."""
-_ANSWER: Final = 64
-"""Bytes of an encoded answer without its texts, at most."""
-_TLS: Final = 32
-"""Bytes of encoded facts of TLS without their texts, at most."""
-_LENGTHS: Final = 16
-"""Bytes of an encoded field without its texts, at most."""
-_WIDEST: Final = 4
-"""Bytes of a character in UTF-8 at most."""
+encode: Final = msgspec.msgpack.Encoder().encode
+"""Encodes a line as messages have it."""
 _LOSS: Final = 128
 """Bytes of an encoded `LostCopies`, at most."""
 _LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
@@ -121,7 +114,8 @@ class RequestLog:
     def __init__(self, loop: Loop, link: DaemonLink) -> None:
         self._loop = loop
         self._link = link
-        self._lines: list[messages.LoggedRequest] = []
+        self._lines: list[bytes] = []
+        """Encoded."""
         self._losses: Counter[Loss] = Counter()
         self._dropped = 0
         self._bucket = TokenBucket(rate=RATE, burst=BURST, now=0.0)
@@ -172,12 +166,16 @@ class RequestLog:
 
     def add_line(self, line: messages.LoggedRequest) -> None:
         """Take a line."""
-        if len(self._lines) >= messages.MAX_LINES or not self._bucket.take(self._loop.now, line_size(line)):
+        if len(self._lines) >= messages.MAX_LINES:
+            self._dropped += 1
+            return
+        encoded = encode(line)
+        if not self._bucket.take(self._loop.now, len(encoded)):
             self._dropped += 1
             return
         if not self._lines:
             self._loop.later(MOMENT, self.flush)
-        self._lines.append(line)
+        self._lines.append(encoded)
 
     def flush(self) -> None:
         """Send what there is."""
@@ -190,12 +188,13 @@ class RequestLog:
         while at < len(lines) or lost:
             end = at
             while end < len(lines):
-                size = line_size(lines[end])
+                size = len(lines[end])
                 if room < size and (end > at or lost):
                     break
                 room -= size
                 end += 1
-            message = messages.Requests(self._link.next_seq(), tuple(lines[at:end]), self._dropped, lost)
+            raw: Any = tuple([msgspec.Raw(line) for line in lines[at:end]])
+            message = messages.Requests(self._link.next_seq(), raw, self._dropped, lost)
             if self._link.send(message, droppable=True):
                 self._dropped = 0
                 if lost:
@@ -218,25 +217,6 @@ def _counter(request: Note) -> str:
     if request.lost:
         return "copies_" + _LOST[request.lost]
     return "flows" if request.rule.heads_only else "copied"
-
-
-def line_size(line: messages.LoggedRequest) -> int:
-    """Bytes of an encoded line, at most."""
-    size = _WORDS + len(line.uid) + len(line.client) + len(line.server)
-    size += _width(line.method) + _width(line.path) + _width(line.authority)
-    size += _LENGTHS * len(line.fields)
-    for name, value in line.fields:
-        size += (len(name) if name.isascii() else _width(name)) + (len(value) if value.isascii() else _width(value))
-    size += len(line.protocol) + len(line.trace)
-    if line.tls_facts is not None:
-        size += _TLS + sum(_width(text) for text in msgspec.structs.astuple(line.tls_facts))
-    if line.answer is not None:
-        size += _ANSWER + _width(line.answer.handler) + _width(line.answer.head)
-    return size
-
-
-def _width(text: str) -> int:
-    return len(text) if text.isascii() else _WIDEST * len(text)
 
 
 def _text(value: bytes) -> str:

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from sidestep.engine.mirror.events import (
+    ANSWER,
     BODY,
     HEAD,
     RESPONSE,
@@ -21,7 +22,7 @@ from sidestep.engine.mirror.events import (
 )
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.policy.route import Rule
-from sidestep.protocols.http2 import DATA, DEFAULT_LIMITS, END_STREAM, frame, header_frames
+from sidestep.protocols.http2 import DATA, DEFAULT_LIMITS, END_STREAM, PADDED, frame, header_frames
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Peers, plain, reply, request
 from tests.unit.engine.mirror.recording import EVERYTHING, recorded
 
@@ -195,6 +196,35 @@ def test_a_large_header_block_that_comes_a_byte_at_a_time_is_read_once():
 
 INTERIM = header_frames(1, b"\x08\x03103", end_stream=False)
 FINAL = header_frames(1, b"\x88", end_stream=False)
+END = frame(DATA, END_STREAM, 1, b"hello")
+PARTS = ["ResponseHead", "ResponseEnd"]
+
+
+@pytest.mark.parametrize("step", [1 << 20, 1])
+@pytest.mark.parametrize(
+    ("said", "kinds", "size"),
+    [
+        (FINAL + END, ["WholeResponse"], 5),
+        (header_frames(1, b"\x88", end_stream=True), ["WholeResponse"], 0),
+        (INTERIM + FINAL + END, ["ResponseHead", "WholeResponse"], 5),
+        (FINAL + frame(DATA, 0, 1, b"x") + END, PARTS, 6),
+        (FINAL + frame(DATA, END_STREAM | PADDED, 1, b"\2hello\0\0"), PARTS, 5),
+        (FINAL + frame(DATA, END_STREAM, 3, b"other") + END, PARTS, 5),
+        (FINAL + frame(DATA, 0, 1, b"hello") + header_frames(1, b"\x00\x01t\x01u", end_stream=True), PARTS, 5),
+    ],
+)
+def test_an_answer_that_comes_whole_is_one_event(said, kinds, size, step):
+    responses, peers, recorder = observer()
+    peers.mirror.responses[1] = ANSWER
+    peers.mirror._sizes[1] = [3, 0]
+    for at in range(0, len(said), step):
+        responses.receive(said[at : at + step])
+    peers.mirror.run()
+    is_whole = step > 1 or said[4] & END_STREAM
+    assert recorder.kinds(1) == (kinds if is_whole else PARTS)
+    assert recorder.answers(1)[-1].status == 200
+    assert recorder.of(1)[-1].sizes == [3, size]
+    assert not peers.mirror.is_listening
 
 
 @pytest.mark.parametrize(

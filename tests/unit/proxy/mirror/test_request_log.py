@@ -37,7 +37,7 @@ class DaemonLink:
         assert memfd is None
         if len(self.sent) >= self.behind:
             return False
-        self.sent.append(message)
+        self.sent.append(CODEC.decode(data, None)[0])
         return True
 
 
@@ -57,7 +57,7 @@ def line(number, text, fields=()):
 def told(lines, **options):
     line = DaemonLink(**options)
     log = RequestLog(None, line)
-    log._lines = list(lines)
+    log._lines = [request_log.encode(each) for each in lines]
     log.flush()
     return line, log
 
@@ -90,7 +90,7 @@ def test_lines_that_are_not_told_are_counted_in_the_next_message():
     out, log = told(lines, behind=1)
     assert log._dropped == 40 - len(out.sent[0].requests) > 0
     out.behind = 2
-    log._lines = [line(0, "x")]
+    log._lines = [request_log.encode(line(0, "x"))]
     log.flush()
     assert out.sent[-1].dropped == 40 - len(out.sent[0].requests)
 
@@ -165,7 +165,7 @@ def test_the_answer_is_told_with_its_request_or_by_its_number():
 
 
 @pytest.mark.parametrize("head", [b"", b"x" * 4096, b"\xff" * 4096])
-def test_no_line_is_larger_than_it_is_taken_for(head):
+def test_the_largest_answers_are_told(head):
     out = DaemonLink()
     log = RequestLog(Clock(), out)
     answer = Answer(599, "handler", "n" * 200, 1e6, 1 << 62, 1 << 62, is_whole=False, head=head)
@@ -182,6 +182,7 @@ def test_no_line_is_larger_than_it_is_taken_for(head):
         answer=answer,
     )
     log.add(connection(note, tls=True))
-    [line] = log._lines
-    empty = len(CODEC.encode(messages.Requests(1, (), 0))[0])
-    assert len(CODEC.encode(messages.Requests(1, (line,), 0))[0]) - empty <= request_log.line_size(line)
+    log.flush()
+    (told,) = out.sent[0].requests
+    assert (told.answer.received, told.answer.head) == (1 << 62, head.decode(errors="replace"))
+    assert (told.number, told.tls_facts) == (1 << 40, TLS)
