@@ -8,7 +8,7 @@ checks that.
 
 Several processes of a pod proxy may share one listener. A new connection then wakes one of them that waits
 (EPOLLEXCLUSIVE): the first in the kernel's list, which would be the same one as long as it is idle. So whoever was
-woken goes to the end of the list, and takes SHARED_BURST connections at once, because the others are there. A
+woken goes to the end of the list, and takes few connections at once (SHARED_BURST): others are there. A
 connection whose process was woken, and ended before it accepted, wakes nobody else: `accept` is to be called regularly.
 
 Errors of accept(2) are of three kinds. Those in ONE_CONNECTION concern a connection that broke before it was accepted,
@@ -31,8 +31,8 @@ from sidestep.proxy.io.loop import EXCLUSIVE, READ, Loop
 
 BURST: Final = 64
 """Connections accepted per event before other descriptors get a turn."""
-SHARED_BURST: Final = 4
-"""The same where others accept from the same queue."""
+SHARED_BURST: Final = 1
+"""The same where others accept from the same queue: a handshake takes longer than they need to wake."""
 GRACE: Final = 1.0
 """Seconds a retired listener is accepted on at least."""
 PAUSE: Final = 0.1
@@ -101,17 +101,18 @@ class Acceptor:
 
     def _ready(self, mask: int) -> None:
         del mask
-        self.accept()
-        if self._is_shared() and not self._paused and not self._closed:
+        is_shared = self._is_shared()
+        self.accept(SHARED_BURST if is_shared else None)
+        if is_shared and not self._paused and not self._closed:
             self._loop.remove(self._listener.fileno())
             self._watch()
 
-    def accept(self) -> bool:
-        """Accept up to BURST connections; return whether the queue is empty."""
+    def accept(self, most: int | None = None) -> bool:
+        """Accept up to `most` connections (None: BURST); return whether the queue is empty."""
         if self._paused and self._done is None:
             return False
         error = 0
-        for _ in range(SHARED_BURST if self._is_shared() else BURST):
+        for _ in range(BURST if most is None else most):
             if self._closed:
                 return True
             if not self._has_room():
