@@ -84,7 +84,8 @@ class Machine:
         self.cgroup = f"/{self.name}"
         self._held: int | None = None
         self._init: Process | None = None
-        self._programs: list[NodeProcess] = []
+        self.programs: list[NodeProcess] = []
+        """What `spawn` has started."""
 
     def start(self) -> None:
         """Make the namespaces and furnish them."""
@@ -145,7 +146,7 @@ class Machine:
     def spawn(self, name: str, *command: str | Path) -> NodeProcess:
         """Start a long-lived program on the node; its log is `logs/NAME.log`."""
         program = NodeProcess(self.enter(command), log=self.logs / f"{name}.log")
-        self._programs.append(program)
+        self.programs.append(program)
         return program
 
     def stop(self) -> None:
@@ -155,7 +156,7 @@ class Machine:
                 os.kill(self.pid, signal.SIGKILL)
             self._init.stop()
             self._init = None
-        for program in self._programs:
+        for program in self.programs:
             program.popen.wait(10)
         if self._held is not None:
             os.close(self._held)
