@@ -113,6 +113,10 @@ def run(arguments: Sequence[str]) -> int:
             from sidestep.cli.words import completed_commands
 
             group = completed_commands()
+        elif _asks_for_help(arguments):
+            from sidestep.cli.words import helping_commands
+
+            group = helping_commands()
         result = group.main(args=list(arguments), prog_name="sidestep", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
@@ -146,6 +150,12 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - last resort: users see a traceback only with SIDESTEP_DEBUG
         return _bug(error)
     return result if isinstance(result, int) else DONE
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether this is a command and --help, nothing more: that is answered without what the command needs to run."""
+    *words, last = arguments or [""]
+    return last in {"-h", "--help"} and bool(words) and words[0] in COMMANDS and not any(w[:1] == "-" for w in words)
 
 
 def main() -> None:

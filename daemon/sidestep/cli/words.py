@@ -1,12 +1,14 @@
-"""The words of the command line, for whoever completes them: commands, options, and what their values are.
+"""The words of the command line, for whoever completes them or asks for help: commands, options, and their values.
 
 A shell runs `sidestep` for each TAB. To import a command, and all that it needs to run, takes longer than a person
 should wait. So all options stand in `words.json`, which `cli.words_table` writes from the real commands (a test
 compares them), and click completes with commands that are made from it: they read a command line, and run nothing.
+The help of a command is printed by them, too.
 
-    commands     name -> short help, options, and commands below it
-    options      words ("--port"; none: an argument), the name by which `cli.completing` finds it, help, whether it
-                 takes a value, how often it may come
+    commands     name -> short help, text, options, and commands below it
+    options      words ("--port"; none: an argument), the name by which `cli.completing` finds it, help, what help
+                 shows where that is more (`shown`), the name of its value there (`metavar`), whether it takes one, how
+                 often it may come
     completes    what completes the value: a list of words, FILES, DIRECTORIES, or a function of `cli.completing`, whose
                  name the type of the real option says (`completing`); "": nothing does
 
@@ -38,12 +40,18 @@ def completed_commands() -> click.Group:
     return _Group("sidestep", json.loads(TABLE.read_text(encoding="utf-8")))
 
 
+def helping_commands() -> click.Group:
+    """Return `sidestep` as far as help of its commands can be printed with it."""
+    return _Group("sidestep", json.loads(TABLE.read_text(encoding="utf-8")), shown=True)
+
+
 class _Group(click.Group):
     """A group of the table, whose commands are made when they are asked for."""
 
-    def __init__(self, name: str, said: Mapping[str, Any]) -> None:
-        super().__init__(name, **_options(said))
+    def __init__(self, name: str, said: Mapping[str, Any], *, shown: bool = False) -> None:
+        super().__init__(name, **_options(said, shown=shown))
         self._said = said["commands"]
+        self._shown = shown
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """As Group.list_commands."""
@@ -56,7 +64,9 @@ class _Group(click.Group):
         said = self._said.get(cmd_name)
         if said is None:
             return None
-        return _Group(cmd_name, said) if "commands" in said else click.Command(cmd_name, **_options(said))
+        if "commands" in said:
+            return _Group(cmd_name, said, shown=self._shown)
+        return click.Command(cmd_name, **_options(said, shown=self._shown))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """As Group.shell_complete, from the table."""
@@ -68,15 +78,16 @@ class _Group(click.Group):
         return [*named, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
-def _options(said: Mapping[str, Any]) -> dict[str, Any]:
+def _options(said: Mapping[str, Any], *, shown: bool) -> dict[str, Any]:
     return {
-        "params": [_parameter(each) for each in said["options"]],
+        "params": [_parameter(each, shown=shown) for each in said["options"]],
         "short_help": said["help"],
+        "help": said["text"] or None,
         "context_settings": said.get("settings", {}),
     }
 
 
-def _parameter(said: Mapping[str, Any]) -> click.Parameter:
+def _parameter(said: Mapping[str, Any], *, shown: bool = False) -> click.Parameter:
     completes = said["completes"]
     kind: click.ParamType[Any]
     if isinstance(completes, list):
@@ -87,12 +98,14 @@ def _parameter(said: Mapping[str, Any]) -> click.Parameter:
         kind = _Asked(completes)
     values = said.get("values", 1)
     if not said["words"]:
-        return click.Argument([said["name"]], type=kind, nargs=values, required=not said.get("optional", False))
+        required = not said.get("optional", False)
+        return click.Argument([said["name"]], type=kind, nargs=values, required=required, metavar=said["metavar"])
     words = "/".join([*said["words"][:1], *said.get("off", ())])
     settings = {"is_flag": True, "type": None} if said.get("flag") else {"type": kind, "nargs": values}
     return click.Option(
         [said["name"], words, *said["words"][1:]],
-        help=said["help"],
+        help=said.get("shown", said["help"]) if shown else said["help"],
+        metavar=said.get("metavar"),
         multiple=said.get("multiple", False),
         hidden=said.get("hidden", False),
         is_eager=said.get("eager", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -17,17 +18,21 @@ def describe(command: click.Command) -> Described:
     said: Described = {"help": command.get_short_help_str(limit=1000)}
     if command.context_settings:
         said["settings"] = dict(command.context_settings)
-    said["options"] = [_describe(param) for param in command.params]
+    said["text"] = inspect.cleandoc(command.help or "")
+    said["options"] = [_describe(param, context) for param in command.params]
     if isinstance(command, click.Group):
         found = {name: command.get_command(context, name) for name in command.list_commands(context)}
         said["commands"] = {name: describe(each) for name, each in found.items() if each is not None}
     return said
 
 
-def _describe(param: click.Parameter) -> Described:
+def _describe(param: click.Parameter, context: click.Context) -> Described:
     said: Described = {"name": param.name, "words": [], "completes": _completes(param.type)}
     if isinstance(param, click.Option):
         said |= {"words": [*param.opts], "help": param.help or ""}
+        shown = param.get_help_record(context)
+        if shown is not None and shown[1] != said["help"]:
+            said["shown"] = shown[1]
         if param.secondary_opts:
             said["off"] = [*param.secondary_opts]
         if param.is_flag:
@@ -38,6 +43,8 @@ def _describe(param: click.Parameter) -> Described:
             said["hidden"] = True
         if param.is_eager:
             said["eager"] = True
+    if not (isinstance(param, click.Option) and param.is_flag):
+        said["metavar"] = param.make_metavar(context)
     if param.nargs != 1:
         said["values"] = param.nargs
     if not param.required and not isinstance(param, click.Option):

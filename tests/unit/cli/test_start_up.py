@@ -21,6 +21,7 @@ OURS = {
     "sidestep", "sidestep.cli", "sidestep.cli.main", "sidestep.cli.standard_streams", "sidestep.model",
     "sidestep.model.errors", "sidestep.model.text",
 }  # fmt: skip
+HELP = ["-h", "--help"]
 COMPLETING = OURS | {"sidestep.cli.words"}
 SCRIPT = """
 import json, sys
@@ -115,6 +116,23 @@ def test_commands_made_of_the_words_are_read_as_the_real_ones():
     for path, real, made in found:
         assert options_of(made) == options_of(real), path
         assert made.get_short_help_str(1000) == real.get_short_help_str(1000)
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_help_that_is_made_of_the_words_is_that_of_the_commands(width):
+    for path, real, made in each_command(sidestep, words.helping_commands()):
+        if path:
+            said = [
+                each.get_help(click.Context(each, info_name=path[-1], terminal_width=width, help_option_names=HELP))
+                for each in (real, made)
+            ]
+            assert said[0] == said[1]
+
+
+def test_help_of_a_command_loads_no_command():
+    modules, text = loaded("run(['policy', 'except', '-h'])")
+    assert text.startswith("Usage: sidestep policy except [OPTIONS]")
+    assert_few(modules, COMPLETING)
 
 
 @pytest.mark.parametrize("kind", [words.FILES, words.DIRECTORIES])
