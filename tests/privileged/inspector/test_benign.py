@@ -8,7 +8,7 @@ import pytest
 
 from sidestep.protocols.waf_messages import Outcome
 from sidestep.snapshots.waf import Profile
-from tests.harness.inspectors import FIELDS, InspectorZygote
+from tests.harness.inspectors import FIELDS, InspectorZygote, hurry
 from tests.privileged.inspector.benign import GRAPHQL_ATTACKS, requests
 
 DECIDES = 949110
@@ -17,6 +17,7 @@ DECIDES = 949110
 @pytest.fixture(scope="module")
 def inspector():
     with InspectorZygote() as zygote, zygote.spawn() as inspector:
+        hurry(inspector.pid)
         assert inspector.configure(Profile(1, 5, 256)).error is None
         yield inspector
 
