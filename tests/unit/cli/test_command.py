@@ -7,6 +7,7 @@ import pytest
 
 from sidestep.cli.command import Command
 from sidestep.cli.main import run, sidestep
+from tests.harness.table import each_row
 
 NEEDED = {
     "node": [],
@@ -64,8 +65,8 @@ def test_every_command_checks_its_words():
     assert all(isinstance(command, Command) for _, command in commands())
 
 
-@pytest.mark.parametrize(("command", "option"), list(options()))
-@pytest.mark.parametrize("value", ["", "a\x1b[2Jb", "a\nb", "a\x7f", "\x9b1m"])
+@each_row("command, option", list(options()))
+@each_row("value", ["", "a\x1b[2Jb", "a\nb", "a\x7f", "\x9b1m"])
 def test_no_option_takes_an_empty_value_or_control_characters(capsys, command, option, value):
     said = refused(capsys, *command.split(), *NEEDED[command], option, value)
     assert option.lstrip("-")[0] in said

@@ -7,6 +7,7 @@ from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.relay import OnUnreadable
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import PREFACE
+from tests.harness.table import each_row
 from tests.unit.engine.hostile_heads import HOSTILE_HEADS
 from tests.unit.engine.shell import Shell, rule
 
@@ -27,7 +28,7 @@ def test_what_can_be_read_takes_the_fast_way():
     assert shell.relay.passes(shell.relay.client, GET) is shell.relay.app
 
 
-@pytest.mark.parametrize("data", [data for _, data in HOSTILE_HEADS], ids=[name for name, _ in HOSTILE_HEADS])
+@each_row("data", [data for _, data in HOSTILE_HEADS], ids=[name for name, _ in HOSTILE_HEADS])
 def test_a_head_that_cannot_be_read_is_closed(data):
     shell = relay(Http1Relay)
     shell.client(GET)

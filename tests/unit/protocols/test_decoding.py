@@ -25,6 +25,7 @@ from sidestep.protocols.decoding import (
     Decoder,
 )  # fmt: skip
 from tests.effort import examples
+from tests.harness.table import each_row
 
 WIDE = Bounds(window=1 << 20)
 TEXT = b"".join(b"%d: the quick brown fox jumps over the lazy dog\n" % number for number in range(400))
@@ -60,8 +61,8 @@ ENCODED = {
 }
 
 
-@pytest.mark.parametrize(("encodings", "data"), ENCODED.values(), ids=ENCODED.keys())
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 1000, STEP, STEP + 1])
+@each_row("encodings, data", ENCODED.values(), ids=ENCODED.keys())
+@each_row("size", [0, 1, 2, 3, 7, 1000, STEP, STEP + 1])
 def test_bodies_are_decoded_however_they_are_cut(encodings, data, size):
     assert decode(encodings, data, size=size) == (TEXT, None)
 

@@ -16,6 +16,7 @@ from sidestep.protocols.http1 import (
     parse_request,
 )
 from sidestep.protocols.http1_skim import Skimmer
+from tests.harness.table import each_row
 from tests.unit.engine.hostile_heads import HOSTILE
 
 SKIMMER = Skimmer((b"\nx-dev:",), (), LIMITS)
@@ -59,8 +60,8 @@ def test_what_it_knows_is_what_the_parser_says(head):
     never_wrong(head)
 
 
-@pytest.mark.parametrize(("name", "head"), [(name, data[: data.find(b"\r\n\r\n") + 4]) for name, data in HOSTILE])
-def test_hostile_heads(name, head):
+@each_row("head", [data[: data.find(b"\r\n\r\n") + 4] for _, data in HOSTILE], ids=[name for name, _ in HOSTILE])
+def test_hostile_heads(head):
     never_wrong(head)
 
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from sidestep.protocols import ja4, tls_weakness
 from sidestep.protocols.client_hello import ClientHello, parse
 from tests.effort import examples
+from tests.harness.table import each_row
 from tests.unit.protocols import made_hellos
 from tests.unit.protocols.made_hellos import alpn, groups, hello, numbers, sni, versions
 
 RECORDED = json.loads(Path(__file__).with_name("client_hellos.json").read_text())["hellos"]
 
 
-@pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["client"])
+@each_row("row", RECORDED, ids=[row["client"] for row in RECORDED])
 def test_fingerprints_of_recorded_hellos(row):
     parsed = parse(base64.b64decode(row["hello"]))
     assert ja4.ja3_text(parsed) == row["ja3_full"]

@@ -7,6 +7,7 @@ from sidestep.engine.leg import Ending
 from sidestep.engine.relay import OnUnreadable
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, SteeredPort
+from tests.harness.table import each_row
 from tests.unit.engine.hostile_heads import HOSTILE_BODIES, HOSTILE_HEADS
 from tests.unit.engine.shell import Shell, rule
 
@@ -107,7 +108,8 @@ def test_a_filter_sees_what_the_app_sees():
     assert shell.to_app == SEEN
 
 
-@pytest.mark.parametrize("data", [data for _, data in HOSTILE_HEADS], ids=[name for name, _ in HOSTILE_HEADS])
+@pytest.mark.unmeasured
+@each_row("data", [data for _, data in HOSTILE_HEADS], ids=[name for name, _ in HOSTILE_HEADS])
 def test_a_head_that_cannot_be_read_is_closed_and_never_reaches_the_app(data):
     for pieces in ([data], in_pieces(data, 20)):
         shell = relay()
@@ -122,7 +124,7 @@ def test_a_head_that_cannot_be_read_is_closed_and_never_reaches_the_app(data):
         assert shell.to_client == OK
 
 
-@pytest.mark.parametrize("data", [data for _, data in HOSTILE_BODIES], ids=[name for name, _ in HOSTILE_BODIES])
+@each_row("data", [data for _, data in HOSTILE_BODIES], ids=[name for name, _ in HOSTILE_BODIES])
 def test_a_body_that_cannot_be_followed_is_closed(data):
     shell = relay(rule(header=b"nobody"))
     shell.client(data)

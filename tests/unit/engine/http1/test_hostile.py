@@ -5,6 +5,7 @@ import pytest
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.leg import Ending
 from sidestep.policy.route import Route, SteeredPort
+from tests.harness.table import each_row
 from tests.unit.engine.hostile_heads import (
     HOSTILE,
     HOSTILE_BODIES,
@@ -18,6 +19,7 @@ from tests.unit.engine.shell import Shell, everything, http1
 
 GET = request(line=b"GET /orders HTTP/1.1")
 PLAIN = b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n"
+PIECES = [pytest.param(7, marks=pytest.mark.unmeasured), pytest.param(1, marks=pytest.mark.unmeasured), 100_000]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -45,14 +47,15 @@ def test_the_table_is_large_and_has_no_case_twice():
     assert len(set(ids(HOSTILE))) == len(HOSTILE)
 
 
-@pytest.mark.parametrize("data", values(HOSTILE), ids=ids(HOSTILE))
+@each_row("data", values(HOSTILE), ids=ids(HOSTILE))
 def test_whole(data):
     shell = http1(everything())
     shell.client(data)
     assert_wire(shell, data)
 
 
-@pytest.mark.parametrize("data", values(HOSTILE_HEADS), ids=ids(HOSTILE_HEADS))
+@pytest.mark.unmeasured
+@each_row("data", values(HOSTILE_HEADS), ids=ids(HOSTILE_HEADS))
 def test_heads_byte_by_byte(data):
     shell = http1(everything())
     for at in range(len(data)):
@@ -60,7 +63,8 @@ def test_heads_byte_by_byte(data):
     assert_wire(shell, data)
 
 
-@pytest.mark.parametrize("data", values(HOSTILE_HEADS), ids=ids(HOSTILE_HEADS))
+@pytest.mark.unmeasured
+@each_row("data", values(HOSTILE_HEADS), ids=ids(HOSTILE_HEADS))
 def test_heads_behind_a_diverted_request_wait_for_its_answer(data):
     shell = http1(everything())
     shell.client(GET + data)
@@ -73,7 +77,8 @@ def test_heads_behind_a_diverted_request_wait_for_its_answer(data):
     assert shell.relay.wired == (shell.relay.client, shell.relay.app)
 
 
-@pytest.mark.parametrize("data", values(HOSTILE_BODIES), ids=ids(HOSTILE_BODIES))
+@pytest.mark.unmeasured
+@each_row("data", values(HOSTILE_BODIES), ids=ids(HOSTILE_BODIES))
 def test_bodies_of_requests_for_the_app_byte_by_byte(data):
     shell = http1()
     for at in range(len(data)):
@@ -81,7 +86,7 @@ def test_bodies_of_requests_for_the_app_byte_by_byte(data):
     assert_wire(shell, data)
 
 
-@pytest.mark.parametrize("data", values(HOSTILE_BODIES), ids=ids(HOSTILE_BODIES))
+@each_row("data", values(HOSTILE_BODIES), ids=ids(HOSTILE_BODIES))
 def test_bodies_are_refused_once_a_handler_has_their_head(data):
     shell = http1(everything())
     head, body = data.split(b"\r\n\r\n", 1)
@@ -100,8 +105,8 @@ def test_bodies_are_refused_once_a_handler_has_their_head(data):
     assert shell.relay.done
 
 
-@pytest.mark.parametrize("data", values(HOSTILE_RESPONSES), ids=ids(HOSTILE_RESPONSES))
-@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("step", PIECES)
+@each_row("data", values(HOSTILE_RESPONSES), ids=ids(HOSTILE_RESPONSES))
 def test_responses_of_the_app_pass_and_end_diversion(data, step):
     port = SteeredPort(8080)
     shell = Shell(Http1Relay(port, tls=False))
@@ -117,8 +122,8 @@ def test_responses_of_the_app_pass_and_end_diversion(data, step):
     assert shell.opened_handlers == 0
 
 
-@pytest.mark.parametrize("data", values(HOSTILE_RESPONSES), ids=ids(HOSTILE_RESPONSES))
-@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("step", PIECES)
+@each_row("data", values(HOSTILE_RESPONSES), ids=ids(HOSTILE_RESPONSES))
 def test_responses_of_a_handler_become_502_and_end_diversion(data, step):
     shell = http1(everything())
     shell.client(GET)
@@ -133,8 +138,8 @@ def test_responses_of_a_handler_become_502_and_end_diversion(data, step):
     assert shell.to_app == GET
 
 
-@pytest.mark.parametrize("data", values(HOSTILE_RESPONSE_BODIES), ids=ids(HOSTILE_RESPONSE_BODIES))
-@pytest.mark.parametrize("step", [1, 100_000])
+@pytest.mark.parametrize("step", PIECES[1:])
+@each_row("data", values(HOSTILE_RESPONSE_BODIES), ids=ids(HOSTILE_RESPONSE_BODIES))
 def test_response_bodies_of_the_app_pass_and_end_diversion(data, step):
     shell = http1()
     shell.client(PLAIN)
@@ -145,8 +150,8 @@ def test_response_bodies_of_the_app_pass_and_end_diversion(data, step):
     assert shell.relay.anomaly in ("h1-response-chunk", "h1-unsolicited-response")
 
 
-@pytest.mark.parametrize("data", values(HOSTILE_RESPONSE_BODIES), ids=ids(HOSTILE_RESPONSE_BODIES))
-@pytest.mark.parametrize("step", [1, 100_000])
+@pytest.mark.parametrize("step", PIECES[1:])
+@each_row("data", values(HOSTILE_RESPONSE_BODIES), ids=ids(HOSTILE_RESPONSE_BODIES))
 def test_response_bodies_of_a_handler_break_the_connection(data, step):
     shell = http1(everything())
     shell.client(GET)

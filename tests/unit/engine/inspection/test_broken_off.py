@@ -29,6 +29,7 @@ from sidestep.protocols.http2 import (
     rst_stream,
     settings,
 )
+from tests.harness.table import each_row
 from tests.unit.engine.http2.talk import ticks
 from tests.unit.engine.http2_peers import MATCH, request
 from tests.unit.engine.inspection.eve_lines import assert_told
@@ -103,9 +104,9 @@ def assert_one(seen, rule, mode: str) -> None:
     assert_told(seen, inspection(rule, **MODES[mode]))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("end", H1_REQUEST_ENDS)
+@each_row("mode", MODES)
+@each_row("body", BODIES)
+@each_row("end", H1_REQUEST_ENDS)
 def test_a_request_over_http1(mode, body, end):
     shell = Inspected(NO_SECRET, **MODES[mode])
     framing, half = BODIES[body]
@@ -138,9 +139,9 @@ H1_HANDLER_ENDS = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("end", H1_ANSWER_ENDS)
+@each_row("mode", MODES)
+@each_row("body", BODIES)
+@each_row("end", H1_ANSWER_ENDS)
 def test_an_answer_over_http1(mode, body, end):
     shell = Inspected(NO_LEAK, **MODES[mode])
     shell.client(get())
@@ -200,9 +201,9 @@ WEBSOCKET_MESSAGES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("row", "side"), [(row, side) for row in WEBSOCKET_MESSAGES for side in ("client", "app")])
-@pytest.mark.parametrize("end", [each for each in H1_ENDS if "time" not in each])
+@each_row("mode", MODES)
+@each_row("row, side", [(row, side) for row in WEBSOCKET_MESSAGES for side in ("client", "app")])
+@each_row("end", [each for each in H1_ENDS if "time" not in each])
 def test_a_message_of_a_websocket_over_http1(mode, row, side, end):
     extensions, made = WEBSOCKET_MESSAGES[row]
     said = made(side == "client")
@@ -261,9 +262,9 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", CALLS)
-@pytest.mark.parametrize("end", H2_REQUEST_ENDS)
+@each_row("mode", MODES)
+@each_row("kind", CALLS)
+@each_row("end", H2_REQUEST_ENDS)
 def test_a_request_over_http2(mode, kind, end):
     talk = InspectedTalk(NO_SECRET, **MODES[mode])
     more, half = CALLS[kind]
@@ -282,8 +283,8 @@ def test_a_request_over_http2(mode, kind, end):
         assert not any(HALF[:4] in payload for second in talk.seconds for _, payload in second.of(DATA, 1, skip=24))
 
 
-@pytest.mark.parametrize("kind", CALLS)
-@pytest.mark.parametrize("end", H2_ENDS | H2_APP_ENDS | {"a block cannot be read": None})
+@each_row("kind", CALLS)
+@each_row("end", H2_ENDS | H2_APP_ENDS | {"a block cannot be read": None})
 def test_an_answer_over_http2(kind, end):
     talk = InspectedTalk(NO_LEAK, **DETECT)
     more, half = CALLS[kind]
@@ -300,9 +301,9 @@ def test_an_answer_over_http2(kind, end):
     assert_one(talk.seen, NO_LEAK, "Detect")
 
 
-@pytest.mark.parametrize("mode", ["Enforce+Ignore", "Enforce+Fail"])
-@pytest.mark.parametrize("kind", CALLS)
-@pytest.mark.parametrize("end", [*H2_ENDS, "the second resets the stream", "the second is lost"])
+@each_row("mode", ["Enforce+Ignore", "Enforce+Fail"])
+@each_row("kind", CALLS)
+@each_row("end", [*H2_ENDS, "the second resets the stream", "the second is lost"])
 def test_an_answer_that_is_held_over_http2(mode, kind, end):
     talk = InspectedTalk(NO_LEAK, **MODES[mode])
     more, half = CALLS[kind]
@@ -345,10 +346,10 @@ def test_an_exchange_with_a_handler_over_http2(half, end):
     assert_one(talk.seen, rule, "Detect")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("row", WEBSOCKET_MESSAGES)
-@pytest.mark.parametrize("end", H2_ENDS)
-@pytest.mark.parametrize("is_early", [False, True], ids=["agreed", "before the answer"])
+@each_row("mode", MODES)
+@each_row("row", WEBSOCKET_MESSAGES)
+@each_row("end", H2_ENDS)
+@each_row("is_early", [False, True], ids=["agreed", "before the answer"])
 def test_a_message_of_a_websocket_over_http2(mode, row, end, is_early):
     extensions, made = WEBSOCKET_MESSAGES[row]
     socket = WebSocketTalk(NO_SECRET, offer=extensions, **MODES[mode])

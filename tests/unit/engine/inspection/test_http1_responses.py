@@ -9,6 +9,7 @@ from sidestep.engine.leg import Ending
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
 from sidestep.model.inspection import Action, Direction, Match, Pattern, Rule
 from sidestep.policy.route import Route
+from tests.harness.table import each_row
 from tests.unit.engine.hostile_heads import HOSTILE_RESPONSES
 from tests.unit.engine.inspection.inspecting import (
     BLOCKED,
@@ -266,7 +267,7 @@ def test_an_unjudged_answer_that_ends_with_the_connection_behind_judged_ones():
     assert shell.to_client == answer(b"1") + UNTIL_CLOSE + b"body goes on"
 
 
-@pytest.mark.parametrize("said", [said for _, said in HOSTILE_RESPONSES], ids=[name for name, _ in HOSTILE_RESPONSES])
+@each_row("said", [said for _, said in HOSTILE_RESPONSES], ids=[name for name, _ in HOSTILE_RESPONSES])
 def test_an_answer_that_cannot_be_read(said):
     shell = Inspected(NO_LEAK, **ENFORCE)
     shell.client(get())

@@ -18,6 +18,7 @@ from sidestep.protocols.http2 import (
     settings,
 )
 from sidestep.protocols.http2 import frame as http2_frame
+from tests.harness.table import each_row
 from tests.unit.engine.inspection.eve_lines import assert_told
 from tests.unit.engine.inspection.inspecting import (
     DETECT,
@@ -81,8 +82,8 @@ class WebSocketTalk:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cut", [9000, 1])
-@pytest.mark.parametrize("row", CLIENT)
+@pytest.mark.parametrize("cut", [9000, pytest.param(1, marks=pytest.mark.unmeasured)])
+@each_row("row", CLIENT)
 def test_what_a_client_says(mode, cut, row):
     extensions, said, expected = CLIENT[row]
     socket = WebSocketTalk(NO_SECRET, offer=extensions, **MODES[mode])

@@ -21,6 +21,7 @@ from sidestep.model.inspection import Mode
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import DATA, END_STREAM, HEADERS, PREFACE, SETTINGS_ACK, frame, settings
 from sidestep.protocols.waf_messages import MAX_FIELDS, Outcome, Verdict
+from tests.harness.table import each_row
 from tests.unit.engine.http2.talk import Talk
 from tests.unit.engine.http2_peers import MATCH, Message, request
 from tests.unit.engine.inspection.inspecting import (
@@ -349,10 +350,10 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("begin", [True, False], ids=["the app has spoken", "the app has yet to speak"])
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("kind", STREAMS)
 @pytest.mark.parametrize("rules", RULES)
+@each_row("begin", [True, False], ids=["the app has spoken", "the app has yet to speak"])
+@each_row("state", STATES)
+@each_row("kind", STREAMS)
 def test_each_stream_is_asked_about_once_in_each_state(rules, kind, state, begin):
     talk = Http2(rules=rules, begin=begin)
     if not begin:

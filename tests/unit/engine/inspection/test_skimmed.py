@@ -26,6 +26,7 @@ from sidestep.protocols.http1_skim import Skimmer
 from sidestep.protocols.http2 import DATA, DEFAULT_LIMITS, END_STREAM, HEADERS, RST_STREAM, frame
 from sidestep.protocols.http2_skim import Http2Skimmer
 from tests.effort import examples
+from tests.harness.table import each_row
 from tests.unit.engine.hostile_heads import HOSTILE
 from tests.unit.engine.http2.talk import Talk
 from tests.unit.engine.http2_peers import request
@@ -105,7 +106,7 @@ def test_a_head_that_is_skimmed_and_found_plain_is_ruled_out(inspected, head):
     never_overlooks(inspected, head)
 
 
-@pytest.mark.parametrize("head", [head for _, head in HOSTILE])
+@each_row("head", [head for _, head in HOSTILE], ids=[name for name, _ in HOSTILE])
 def test_hostile_heads(head):
     for inspected in INSPECTIONS[::3]:
         never_overlooks(inspected, head)
@@ -219,8 +220,8 @@ FRAMING = [
 ]
 
 
-@pytest.mark.parametrize("field", FRAMING)
-@pytest.mark.parametrize("behind", [(), ((b"x-other", b"1"),), ((b"content-length", b"7"),), ((b"te", b"trailers"),)])
+@each_row("field", FRAMING)
+@each_row("behind", [(), ((b"x-other", b"1"),), ((b"content-length", b"7"),), ((b"te", b"trailers"),)])
 def test_fields_about_framing_are_skimmed_as_they_are_validated(field, behind):
     first = ((b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"a.test"), (b":path", b"/"))
     head = Head((*first, field, *behind))

@@ -15,6 +15,7 @@ from sidestep.engine.inspection.limits import InspectionLimits
 from sidestep.model.inspection import Action, Pattern, Rule
 from sidestep.policy.accepted_policy import Outcome
 from sidestep.policy.route import Route
+from tests.harness.table import each_row
 from tests.unit.engine.inspection.eve_lines import assert_told
 from tests.unit.engine.inspection.inspecting import (
     DETECT,
@@ -143,8 +144,8 @@ def feed(take, data: bytes, cut: int) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cut", [1 << 20, 1])
-@pytest.mark.parametrize("row", CLIENT)
+@pytest.mark.parametrize("cut", [1 << 20, pytest.param(1, marks=pytest.mark.unmeasured)])
+@each_row("row", CLIENT)
 def test_what_a_client_says(mode, cut, row):
     extensions, said, expected = CLIENT[row]
     shell = Inspected(NO_SECRET, **MODES[mode])
