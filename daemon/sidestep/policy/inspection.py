@@ -225,7 +225,9 @@ class InspectedConnection:
         self.waf = inspection.waf
         """What applies to requests of a firewall, None for nothing."""
         if host is not None and inspection.waf_of is not None:
-            self.waf = inspection.waf_of(host.policies)
+            # A policy that is newer than the connection does not judge it: the relay was not made for its firewall.
+            present = (each.policy.display for each in inspection.policies)
+            self.waf = inspection.waf_of(host.policies.intersection(present))
         self.is_sampled = False
         """Whether a policy that samples applies; where each request is judged by its host `samples` tells."""
         self._policies = []
