@@ -76,6 +76,10 @@ class Desired:
     listeners: dict[PortKey, socket.socket] = field(default_factory=dict)
     table: DestinationTable | None = None
 
+    def before_listening(self) -> Desired:
+        """What a process has to know before it accepts its first connection."""
+        return Desired(self.credentials, self.configuration)
+
     def of_worker(self, number: int, *, leaving: bool) -> Desired:
         """What one of the proxy's workers is told: worker 0 everything. Others accept connections of TCP ports alone,
         because datagrams of one flow must meet one process, and none when they are leaving."""
@@ -139,9 +143,21 @@ async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged,
         await proxy.tell(message, table.fd, doing="take the table of destinations")
         told.table = table
     for key, sock in list(desired.listeners.items()):
-        if key not in told.listeners:
+        if key not in told.listeners and sock.fileno() >= 0:
             await proxy.tell(Listen(0, *key), sock.fileno(), doing=f"listen for port {key[0]}")
             told.listeners[key] = sock
+
+
+def is_told(desired: Desired, told: Acknowledged) -> bool:
+    """Whether `tell_difference` would find nothing to tell."""
+    is_configured = desired.configuration is None or desired.configuration is told.configuration
+    has_table = desired.table is None or desired.table is told.table
+    return is_configured and has_table and told.listeners == _open(desired.listeners)
+
+
+def _open(listeners: Mapping[PortKey, socket.socket]) -> dict[PortKey, socket.socket]:
+    """Without those that their owner has closed since a copy of what was desired was made."""
+    return {key: sock for key, sock in listeners.items() if sock.fileno() >= 0}
 
 
 async def _tell_credential(

@@ -7,10 +7,17 @@ the listeners belong to the daemon, so clients wait in their accept queues meanw
 
 A proxy has one worker, unless `apply` asks for more. They have the same listeners and accept from the same queues: when
 one ends, its connections end with it, and the others go on. A worker that is not needed any more leaves: its
-connections stay until they end by themselves.
+connections stay until they end by themselves, at most a day.
 
-The state is that of the worker that is best off. A crash loop of all makes it FAILED, and the target unsteers its
-ports. Starts are then tried rarely; the first that succeeds makes the state RUNNING again.
+The state is that of the worker that is best off, of those that do not leave. A crash loop of all makes it FAILED, and
+the target unsteers its ports. Starts are then tried rarely; the first that succeeds makes the state RUNNING again.
+
+Invariants of several workers
+
+  * What is desired is acknowledged once every process that accepts connections has it, and one of them is RUNNING that
+    stays. A worker that is starting is not waited for: its own replay tells it everything. What only the first worker
+    does (datagrams, connections that the pod makes) waits for the first.
+  * A worker leaves only when one that stays is RUNNING: somebody always takes what is in the queues.
 
 `ProxyDispatcher` handles what the proxy sends.
 """
@@ -22,7 +29,7 @@ import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -35,7 +42,7 @@ from sidestep.aio.time_limit import time_limit
 from sidestep.config.proxy_workers import MOST as MAX_WORKERS
 from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.proxies.backoff import Backoff
-from sidestep.node.proxies.desired import CredentialSource, Desired, DestinationTable
+from sidestep.node.proxies.desired import Acknowledged, CredentialSource, Desired, DestinationTable
 from sidestep.node.proxies.dials import Dialled
 from sidestep.node.proxies.dispatcher import ProxyDispatcher
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
@@ -87,6 +94,10 @@ class PodProxy:
         self._dialling = asyncio.Lock()
         self._workers = [self._new_worker(0)]
         """Worker 0 first; it never leaves."""
+        self._wanted = 1
+        """Workers that are to serve."""
+        self._turn = asyncio.Event()
+        """Set when a worker's state changes; another one takes its place then."""
         self._restarts = 0
         """Of workers that have left."""
         self._started = False
@@ -165,7 +176,8 @@ class PodProxy:
         self._dispatcher.allow(ports, egress, outbound)
         self._desired.credentials = dict(credentials)
         self._desired.configuration = configuration
-        self._employ(min(workers, self._settings.workers))
+        self._wanted = min(workers, self._settings.workers)
+        self._employ()
         return await self._tell_current()
 
     async def listen(self, port: int, transport: str, sock: socket.socket) -> None:
@@ -179,7 +191,7 @@ class PodProxy:
             raise BugError(f"port {port}/{transport} of {self.name} has another listener")
         self._desired.listeners[key] = sock
         try:
-            await self._tell_current()
+            await self._tell_current(transport)
         except BaseException:
             self._desired.listeners.pop(key, None)
             raise
@@ -187,7 +199,7 @@ class PodProxy:
     async def unlisten(self, port: int, transport: str) -> None:
         """Stop accepting for a port, after the queue is empty. Raises SidestepError like `apply`."""
         if self._desired.listeners.pop((port, transport), None) is not None:
-            await self._tell_current()
+            await self._tell_current(transport)
 
     async def listen_outbound(self, table: DestinationTable, sock: socket.socket) -> None:
         """Accept connections that the pod makes on this listener, as `listen`; the table says where they were to go."""
@@ -209,9 +221,10 @@ class PodProxy:
         It is no part of the desired state: the connection ends with the process. Closing the socket ends it, too.
         Raises SidestepError: RefusedError with the process's own reason.
         """
+        worker = self._ready_worker
         try:
-            async with patience(self._settings.dial_deadline, of=lambda: self.pid):
-                process = await self._ready_worker.running()
+            async with patience(self._settings.dial_deadline, of=lambda: worker.pid):
+                process = await worker.running()
                 async with self._dialling:
                     if process.told.network != network:
                         process.told.network = None  # until it has taken it: this caller may give up meanwhile
@@ -269,16 +282,22 @@ class PodProxy:
         return [each for each in self._workers if not each.leaving]
 
     @property
+    def _serving_processes(self) -> list[ProxyProcess]:
+        return [each.process for each in self._serving if each.process is not None]
+
+    @property
     def _ready_worker(self) -> ProxyWorker:
         """One that is RUNNING, if there is one."""
         return next((each for each in self._serving if each.state is ProxyState.RUNNING), self._workers[0])
 
-    def _employ(self, count: int) -> None:
-        """Have so many workers serve, and tell each how many there are. Those that leave still count."""
-        for worker in self._serving[count:]:
-            worker.leave()
+    def _employ(self) -> None:
+        """Have as many workers serve as are wanted, and tell each how many there are. Those that leave still count."""
+        serving = self._serving
+        if any(each.state is ProxyState.RUNNING for each in serving[: self._wanted]):
+            for worker in serving[self._wanted :]:
+                worker.leave()
         if self._started and not self._dispatcher.closed:
-            for _ in range(count - len(self._serving)):
+            for _ in range(self._wanted - len(serving)):
                 taken = {each.number for each in self._workers}
                 number = next((each for each in range(MAX_WORKERS) if each not in taken), None)
                 if number is None:
@@ -288,24 +307,44 @@ class PodProxy:
                 self._tasks.start(worker.keep_alive(), name=f"keep worker {number} alive")
         if self._desired.configuration is not None:
             self._desired.configuration = replace(self._desired.configuration, workers=len(self._workers))
+        self._restate("its processes changed")
 
-    async def _tell_current(self) -> Mapping[str, str]:
-        """Return when every worker has been told the desired state, but those that no process can be started for.
+    async def _tell_current(self, transport: str = "tcp") -> Mapping[str, str]:
+        """Return when the desired state has been told (see the invariants); `transport` says whose listener changed.
 
         Returns the failures of credentials. Raises SidestepError as `apply` does.
         """
+        first = self._workers[0]
         if len(self._workers) == 1:
-            return dict((await self._workers[0].tell_current()).failures)
-        outcomes = await asyncio.gather(*(each.tell_current() for each in self._workers), return_exceptions=True)
-        told = [each for each in outcomes if not isinstance(each, BaseException)]
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not (told and isinstance(outcome, ChannelClosed)):
-                raise outcome
-        return dict(told[0].failures)
+            return dict((await first.tell_current()).failures)
+        try:
+            async with patience(self._settings.apply_deadline, of=lambda: self.pid):
+                while True:
+                    turn = self._turn
+                    told = await self._tell_present()
+                    needed = self._serving if transport == "tcp" else [first]
+                    if any(each in told and each.state is ProxyState.RUNNING for each in needed):
+                        return _joined(told.values())
+                    if all(each.state in (ProxyState.FAILED, ProxyState.STOPPED) for each in needed):
+                        raise ChannelClosed(f"the pod proxy {self.name} is {needed[0].state.value}")
+                    await turn.wait()
+        except TimeoutError as error:
+            raise DeadlineError(f"telling the pod proxy {self.name}", self._settings.apply_deadline) from error
 
-    # --- they tell (proxy_worker.WorkerOwner) ---
+    async def _tell_present(self) -> dict[ProxyWorker, Acknowledged]:
+        """Tell every process that accepts connections; return what those know that serve. Raises ProxyError of one."""
+        workers = tuple(self._workers)
+        outcomes = await asyncio.gather(*(each.tell_present() for each in workers), return_exceptions=True)
+        told: dict[ProxyWorker, Acknowledged] = {}
+        for worker, outcome in zip(workers, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                if not (worker.leaving and isinstance(outcome, SidestepError)):
+                    raise outcome
+            elif outcome is not None and not worker.leaving:
+                told[worker] = outcome
+        return told
 
-    def worker_changed(self, reason: str, /) -> None:
+    def _restate(self, reason: str) -> None:
         """The state of the one that is best off is the proxy's."""
         states = {each.state for each in self._serving}
         state = next(each for each in ProxyState if each in states)
@@ -313,11 +352,23 @@ class PodProxy:
             self._state = state
             self._handler.on_state(state, reason)
 
+    # --- they tell (proxy_worker.WorkerOwner) ---
+
+    def worker_changed(self, reason: str, /) -> None:
+        """Another state of the proxy, and others may leave if one serves now."""
+        self._turn.set()
+        self._turn = asyncio.Event()
+        self._restate(reason)
+        is_enough = self._state is ProxyState.RUNNING and len(self._serving) > self._wanted
+        if is_enough and not self._dispatcher.closed:
+            self._employ()
+            self._tasks.start(self._tell_soon(), name="have others leave")
+
     def worker_left(self, worker: ProxyWorker, /) -> None:
         """Its share of what the pod's proxy may use is the others' again."""
         self._workers.remove(worker)
         self._restarts += worker.restarts
-        self._employ(len(self._serving))
+        self._employ()
         self._tasks.start(self._tell_soon(), name="divide anew")
 
     def process_ended(self, process: ProxyProcess, reason: str, /) -> None:
@@ -325,9 +376,12 @@ class PodProxy:
         others = any(each.process is not None for each in self._workers)
         self._dispatcher.process_ended(process, reason, others=others)
 
-    def credentials_failed(self, failures: Mapping[str, str], /) -> None:
-        """Tell the pod's owner."""
-        self._handler.on_credentials(failures)
+    def credentials_told(self, failures: Mapping[str, str], /) -> None:
+        """Tell the pod's owner what any of those that serve cannot use."""
+        if len(self._workers) > 1:
+            self._handler.on_credentials({**_joined(each.told for each in self._serving_processes), **failures})
+        elif failures:
+            self._handler.on_credentials(failures)
 
     # --- inside ---
 
@@ -364,6 +418,11 @@ class PodProxy:
         for worker in self._workers:
             worker.broken(f"a bug: {error!r}")
         asyncio.get_running_loop().call_exception_handler({"message": f"{task} crashed", "exception": error})
+
+
+def _joined(told: Iterable[Acknowledged]) -> dict[str, str]:
+    """Why any of these processes cannot use credentials, by name."""
+    return {name: reason for each in told for name, reason in each.failures.items()}
 
 
 async def _drain(process: ProxyProcess, timeout: float) -> None:  # noqa: ASYNC109 - as `PodProxy.drain`

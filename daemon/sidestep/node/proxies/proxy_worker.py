@@ -10,12 +10,13 @@
     any --stop--> STOPPED
 
 A worker that was added to others begins as RESTARTING. One that is to `leave` them takes no new connections, is told
-what its old ones need, and is over when these have ended by themselves.
+the configuration for its old ones, and is over when these have ended by themselves, or after LEAVING.
 
 Invariants
 
-  * A process becomes RUNNING only after it was told the desired state whole. What changes meanwhile is told by
-    `tell_current`, which waits until it is RUNNING.
+  * A process becomes RUNNING only after it was told the desired state whole, changes meanwhile included.
+  * A process that has a listener is the *accepting* one: `tell_present` tells it changes at once, RUNNING or not, so
+    that nobody accepts connections by an older configuration than the others.
   * One `tell_difference` talks to a process at a time.
   * A worker whose own code raises is `broken`: its owner is told, and starts no other process.
 """
@@ -23,15 +24,17 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.patience import patience
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import SidestepError
 from sidestep.node.proxies.backoff import Backoff, CrashHistory
-from sidestep.node.proxies.desired import Acknowledged, Desired, tell_difference
+from sidestep.node.proxies.desired import Acknowledged, Desired, is_told, tell_difference
 from sidestep.node.proxies.proxy_handler import ProxyState
 from sidestep.node.proxies.proxy_process import ProxyProcess
 from sidestep.proxy.control import messages
@@ -52,8 +55,9 @@ class WorkerOwner(Protocol):
     def worker_left(self, worker: ProxyWorker, /) -> None:
         """A worker that was to leave is over."""
 
-    def credentials_failed(self, failures: Mapping[str, str], /) -> None:
-        """The process that was started in place of another cannot use some credentials; why, by name."""
+    def credentials_told(self, failures: Mapping[str, str], /) -> None:
+        """A process that was started in place of another, or beside it, was sent its credentials; why it cannot use
+        some, by name."""
 
 
 class ProxyWorker:
@@ -86,12 +90,15 @@ class ProxyWorker:
         self._telling = asyncio.Lock()
         self._turn = asyncio.Event()
         self._stopping = False
+        self._is_to_leave = asyncio.Event()
         self._told_to_leave: ProxyProcess | None = None
+        self._accepting: ProxyProcess | None = None
+        """The process that has listeners, or is about to get them."""
         self.leaving = False
         """It is to take no more connections; change it with `leave`."""
         self.process: ProxyProcess | None = None
         """The present process, if there is one."""
-        self.state = ProxyState.STOPPED
+        self.state = ProxyState.RESTARTING if number else ProxyState.STOPPED
         self.restarts = 0
 
     @property
@@ -111,18 +118,17 @@ class ProxyWorker:
             process.kill("it was stopped")
             await process.ended()
             raise ChannelClosed(f"the pod proxy {self.name} was stopped")
-        self.process = process
+        self.process = self._accepting = process
         self._set_state(ProxyState.RUNNING, "started")
 
     async def keep_alive(self) -> None:
         """Start another process whenever one has ended, until `kill`, or until it has left."""
         if self.process is None:
-            self._set_state(ProxyState.RESTARTING, "another one")
             await self._replace("another one", crashed=False)
         while self.process is not None:
             process = self.process
             reason = await process.ended()
-            self.process = None
+            self.process = self._accepting = None
             self._owner.process_ended(process, reason)
             await self._replace(reason, lived=asyncio.get_running_loop().time() - process.began)
         if not self._stopping:
@@ -135,7 +141,11 @@ class ProxyWorker:
             if crashed:
                 verdict = self._history.crashed(asyncio.get_running_loop().time(), lived=lived)
                 self._set_state(ProxyState.FAILED if verdict.looping else ProxyState.RESTARTING, reason)
-                await asyncio.sleep(verdict.pause)
+                with contextlib.suppress(TimeoutError):
+                    async with time_limit(verdict.pause):
+                        await self._is_to_leave.wait()
+                if self._is_ending():
+                    return
             try:
                 process = await self._resume()
             except SidestepError as error:
@@ -151,18 +161,19 @@ class ProxyWorker:
             return
 
     async def _resume(self) -> ProxyProcess:
-        """Start a process and tell it everything."""
+        """Start a process and tell it everything, what changes meanwhile included."""
         process = await self._begin()
         try:
-            await self._tell(process)
-            if self.leaving and process is not self._told_to_leave:
+            await self._tell(process, before_listening=True)
+            self._accepting = process
+            while not self._knows_all(process):
                 await self._tell(process)
         except BaseException:
+            self._accepting = None
             process.kill("it could not be told its state")
             await process.ended()
             raise
-        if process.told.failures:
-            self._owner.credentials_failed(dict(process.told.failures))
+        self._owner.credentials_told(dict(process.told.failures))
         return process
 
     async def tell_current(self) -> Acknowledged:
@@ -181,6 +192,20 @@ class ProxyWorker:
                         return process.told
         except TimeoutError as error:
             raise DeadlineError(f"telling the pod proxy {self.name}", self._apply_deadline) from error
+
+    async def tell_present(self) -> Acknowledged | None:
+        """Tell the accepting process the desired state; None: there is none, or it has ended meanwhile, and its
+        successor will be told everything. Raises ProxyError."""
+        process = self._accepting
+        if process is None:
+            return None
+        try:
+            await self._tell(process)
+        except (ChannelClosed, DeadlineError):
+            await process.ended()
+            await asyncio.sleep(0)  # Let `keep_alive` see it first.
+            return None
+        return process.told
 
     async def hand(self, message: messages.ToProxy, fd: int, *, doing: str) -> None:
         """Tell the present process something that is no part of the desired state. Raises SidestepError."""
@@ -212,6 +237,7 @@ class ProxyWorker:
     def leave(self) -> None:
         """Take no more connections, once that is told (`tell_current`)."""
         self.leaving = True
+        self._is_to_leave.set()
 
     def expect_end(self) -> None:
         """Start no other process when the present one ends."""
@@ -235,13 +261,21 @@ class ProxyWorker:
         self.kill(reason)
         self._set_state(ProxyState.FAILED, reason)
 
-    async def _tell(self, process: ProxyProcess) -> None:
+    def _knows_all(self, process: ProxyProcess) -> bool:
+        if self.leaving and process is not self._told_to_leave:
+            return False
+        return is_told(self._desired.of_worker(self.number, leaving=self.leaving), process.told)
+
+    async def _tell(self, process: ProxyProcess, *, before_listening: bool = False) -> None:
+        """Tell a process what it is to know, or only what it has to know before it gets listeners."""
         async with self._telling:
             if self.leaving and process is not self._told_to_leave:
                 await process.tell(messages.Drain(0, LEAVING), doing="leave the others")
                 self._told_to_leave = process
                 process.told.listeners.clear()
             desired = self._desired.of_worker(self.number, leaving=self.leaving)
+            if before_listening:
+                desired = desired.before_listening()
             await tell_difference(process, desired, process.told, source_deadline=self._source_deadline)
 
     def _set_state(self, state: ProxyState, reason: str) -> None:

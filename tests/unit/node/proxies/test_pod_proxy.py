@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import socket
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +14,15 @@ import pytest
 from sidestep.aio.packets import ChannelClosed
 from sidestep.model.errors import KernelError
 from sidestep.node.proxies.backoff import Backoff
-from sidestep.node.proxies.desired import Acknowledged
+from sidestep.node.proxies.desired import Acknowledged, CredentialSource
 from sidestep.node.proxies.pod_proxy import PodProxy, SupervisorSettings
 from sidestep.node.proxies.proxy_handler import ProxyState
 from sidestep.proxy.control import messages
+from sidestep.snapshots.ports import PortSnapshot
 
 SETTINGS = SupervisorSettings(workers=4, backoff=Backoff(first=0.001, crashes=3, loop_pause=60.0))
+TRYING = replace(SETTINGS, backoff=replace(SETTINGS.backoff, loop_pause=0.01))
+"""One whose crash loop ends soon."""
 
 
 class Process:
@@ -30,12 +35,16 @@ class Process:
         self.quiet = 0.0
         self.told = Acknowledged()
         self.heard: list[messages.Message] = []
+        self.answers = asyncio.Event()
+        """Set: it answers what it is told."""
+        self.answers.set()
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def tell(self, message, fd=None, *, doing):
         if self._end.done():
             raise ChannelClosed("gone")
         self.heard.append(message)
+        await self.answers.wait()
 
     async def ended(self):
         return await asyncio.shield(self._end)
@@ -54,6 +63,7 @@ class Owner:
     def __init__(self) -> None:
         self.states: list[ProxyState] = []
         self.ended: list[int] = []
+        self.failures: dict[str, str] = {}
 
     def on_state(self, state, reason):
         self.states.append(state)
@@ -62,19 +72,23 @@ class Owner:
         self.ended.append(worker)
 
     def on_credentials(self, failures):
-        raise AssertionError(failures)
+        self.failures = failures
 
 
 class Scene:
     """A proxy that has started, and its processes."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, settings: SupervisorSettings) -> None:
         self.owner = Owner()
         self.begun: list[Process] = []
         self.fails: set[int] = set()
         """Workers for which no process can be started."""
+        self.slow: dict[int, asyncio.Event] = {}
+        """Workers whose process starts once this is set."""
 
         async def begin(_proxy, number):
+            if number in self.slow:
+                await self.slow[number].wait()
             if number in self.fails:
                 raise KernelError("fork", 11)
             process = Process(number, 1000 + len(self.begun))
@@ -82,12 +96,21 @@ class Scene:
             return process
 
         monkeypatch.setattr(PodProxy, "_begin", begin)
-        self.proxy = PodProxy(None, SimpleNamespace(name="orders"), self.owner, SETTINGS)
+        self.proxy = PodProxy(None, SimpleNamespace(name="orders"), self.owner, settings)
         self._generation = 0
 
-    async def apply(self, workers: int) -> None:
+    async def apply(self, workers: int, credentials=None, ports=()):
         self._generation += 1
-        await self.proxy.apply({}, generation=self._generation, ports=(), workers=workers)
+        return await self.proxy.apply(credentials or {}, generation=self._generation, ports=ports, workers=workers)
+
+    async def have(self, workers: int) -> None:
+        """Have this number of processes that all run."""
+        await self.apply(workers)
+        await self.until(lambda: self.running == workers)
+
+    @property
+    def running(self) -> int:
+        return sum(each.state is ProxyState.RUNNING for each in self.proxy._workers if not each.leaving)
 
     def of(self, worker: int) -> Process:
         return [process for process in self.begun if process.worker == worker][-1]
@@ -100,13 +123,13 @@ class Scene:
         raise AssertionError(self.owner.states)
 
 
-def asynchronous(test):
+def asynchronous(test, *, settings=SETTINGS):
     """Run a test with a scene, in a loop of its own."""
 
     @functools.wraps(test)
     def run(monkeypatch):
         async def go():
-            scene = Scene(monkeypatch)
+            scene = Scene(monkeypatch, settings)
             await scene.proxy.start()
             try:
                 await test(scene)
@@ -124,7 +147,7 @@ async def test_all_have_the_listeners_of_tcp_and_the_first_one_every_other(scene
     with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         await scene.proxy.listen(80, "tcp", stream)
         await scene.proxy.listen(53, "udp", datagrams)
-        await scene.apply(3)
+        await scene.have(3)
         heard = {n: {(m.port, m.transport) for m in scene.of(n).all(messages.Listen)} for n in range(3)}
     assert heard == {0: {(80, "tcp"), (53, "udp")}, 1: {(80, "tcp")}, 2: {(80, "tcp")}}
     assert [scene.of(n).all(messages.Configure)[-1].workers for n in range(3)] == [3, 3, 3]
@@ -134,12 +157,13 @@ async def test_all_have_the_listeners_of_tcp_and_the_first_one_every_other(scene
 @asynchronous
 async def test_more_than_the_node_has_are_not_started(scene):
     await scene.apply(16)
+    await scene.until(lambda: scene.running == SETTINGS.workers)
     assert len(scene.proxy.pids) == SETTINGS.workers
 
 
 @asynchronous
 async def test_one_that_ends_is_replaced_and_the_proxy_runs_on(scene):
-    await scene.apply(2)
+    await scene.have(2)
     scene.of(1).kill("killed")
     await scene.until(lambda: len(scene.begun) == 3 and len(scene.proxy.pids) == 2)
     assert scene.of(1).all(messages.Configure)[-1].generation == 1
@@ -150,7 +174,7 @@ async def test_one_that_ends_is_replaced_and_the_proxy_runs_on(scene):
 
 @asynchronous
 async def test_the_proxy_is_away_only_when_all_are(scene):
-    await scene.apply(2)
+    await scene.have(2)
     scene.fails = {0, 1}
     scene.of(0).kill("killed")
     await scene.until(lambda: scene.proxy.pids == (scene.of(1).process.pid,))
@@ -174,7 +198,7 @@ async def test_another_that_cannot_be_started_does_not_harm_the_first(scene):
 async def test_one_that_is_not_needed_leaves_and_its_part_goes_to_the_others(scene):
     with socket.socket() as stream:
         await scene.proxy.listen(80, "tcp", stream)
-        await scene.apply(2)
+        await scene.have(2)
         leaving = scene.of(1)
         await scene.apply(1)
         assert len(leaving.all(messages.Drain)) == 1
@@ -183,7 +207,7 @@ async def test_one_that_is_not_needed_leaves_and_its_part_goes_to_the_others(sce
         assert len(leaving.all(messages.Drain)) == 1
         assert len(leaving.all(messages.Listen)) == 1
         assert scene.of(0).all(messages.Configure)[-1].workers == 2
-        await scene.apply(2)
+        await scene.have(2)
         assert scene.begun[-1].worker == 2  # the number of the one that leaves is not used again
         leaving.kill("its connections have ended")
         await scene.until(lambda: scene.of(0).all(messages.Configure)[-1].workers == 2 and len(scene.proxy.pids) == 2)
@@ -196,14 +220,115 @@ async def test_one_that_is_not_needed_leaves_and_its_part_goes_to_the_others(sce
 async def test_one_that_cannot_be_started_leaves_at_once(scene):
     scene.fails = {1}
     await scene.apply(2)
-    await scene.apply(1)
+    await scene.until(lambda: scene.proxy._workers[1].state is ProxyState.FAILED)
     scene.fails = set()
-    assert scene.proxy.pids == (scene.of(0).process.pid,)
+    await scene.apply(1)
+    await scene.until(lambda: len(scene.proxy._workers) == 1)
+    await scene.until(lambda: scene.of(0).all(messages.Configure)[-1].workers == 1)
+    assert [process.worker for process in scene.begun] == [0]
+
+
+async def fail_first(scene):
+    """Two workers, of which the first is in a crash loop."""
+    await scene.have(2)
+    scene.fails = {0}
+    scene.of(0).kill("killed")
+    await scene.until(lambda: scene.proxy._workers[0].state is ProxyState.FAILED)
+
+
+@functools.partial(asynchronous, settings=TRYING)
+async def test_the_last_that_serves_leaves_only_when_the_first_does(scene):
+    with socket.socket() as stream, socket.socket() as another:
+        await scene.proxy.listen(80, "tcp", stream)
+        await fail_first(scene)
+        other = scene.of(1)
+        await scene.apply(1)
+        await scene.proxy.listen(81, "tcp", another)
+        assert other.all(messages.Drain) == []
+        assert (other.all(messages.Configure)[-1].generation, len(other.all(messages.Listen))) == (2, 2)
+        assert scene.proxy.state is ProxyState.RUNNING
+        scene.fails = set()
+        await scene.until(lambda: other.all(messages.Drain))
+        first = scene.of(0)
+        assert (first.all(messages.Configure)[0].generation, len(first.all(messages.Listen))) == (2, 2)
+        assert scene.owner.states == [ProxyState.RUNNING]
+        scene.fails = {0}
+        first.kill("killed")  # the other one lives, and takes no connections any more
+        await scene.until(lambda: scene.proxy.state is ProxyState.FAILED)
+        with pytest.raises(ChannelClosed):
+            await scene.apply(1)
+
+
+@asynchronous
+async def test_what_only_the_first_can_do_is_not_done_while_it_is_away(scene):
+    await fail_first(scene)
+    with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        with pytest.raises(ChannelClosed):
+            await scene.proxy.listen(53, "udp", datagrams)
+        await scene.apply(2)
+        assert scene.of(1).all(messages.Listen) == []
+
+
+@asynchronous
+async def test_one_that_starts_slowly_holds_nobody_up_and_learns_what_changed_meanwhile(scene):
+    scene.slow[1] = asyncio.Event()
+    with socket.socket() as stream, socket.socket() as another:
+        await scene.apply(2)
+        await scene.proxy.listen(80, "tcp", stream)
+        await scene.proxy.listen(81, "tcp", another)
+        await scene.proxy.unlisten(80, "tcp")
+        assert scene.proxy._workers[1].state is ProxyState.RESTARTING
+        scene.slow[1].set()
+        await scene.until(lambda: scene.running == 2)
+        assert [message.port for message in scene.of(1).all(messages.Listen)] == [81]
+
+
+@asynchronous
+async def test_one_that_accepts_before_it_runs_has_each_change_before_it_counts(scene):
+    with socket.socket() as stream:
+        await scene.proxy.listen(80, "tcp", stream)
+        scene.slow[1] = asyncio.Event()
+        await scene.apply(2)
+        scene.slow[1].set()
+        await scene.until(lambda: len(scene.begun) == 2)
+        other = scene.of(1)
+        await scene.until(lambda: other.all(messages.Configure))
+        other.answers.clear()
+        await scene.until(lambda: other.all(messages.Listen))
+        applying = asyncio.create_task(scene.apply(2))
+        await scene.until(lambda: scene.of(0).all(messages.Configure)[-1].generation == 2)
+        assert not applying.done()
+        other.answers.set()
+        await applying
+        assert [message.generation for message in other.all(messages.Configure)] == [1, 2]
+        await scene.until(lambda: scene.running == 2)
+
+
+@asynchronous
+async def test_credentials_that_any_cannot_use_are_named(scene):
+    await scene.have(2)
+    read = []
+
+    async def source():
+        read.append(None)
+        if len(read) == 2:
+            raise KernelError("read", 5)
+        return os.memfd_create("credential")
+
+    port = PortSnapshot(80, "tcp", "auto", "never", (), identity="identity:a")
+    failures = await scene.apply(2, {"identity:a": CredentialSource(source)}, (port,))
+    assert list(failures) == ["identity:a"]
+    assert len(read) == 2
+    scene.of(0).kill("killed")  # whichever failed, the next of it does not
+    await scene.until(lambda: scene.running == 2 and len(read) == 3)
+    scene.of(1).kill("killed")
+    await scene.until(lambda: scene.running == 2 and len(read) == 4)
+    assert scene.owner.failures == {}
 
 
 @asynchronous
 async def test_draining_ends_all_and_starts_none(scene):
-    await scene.apply(3)
+    await scene.have(3)
     draining = asyncio.create_task(scene.proxy.drain(30.0))
     await scene.until(lambda: all(process.all(messages.Drain) for process in scene.begun))
     for process in scene.begun:
