@@ -7,6 +7,7 @@ so that it says something about the change it tests; `make fuzz` looks at others
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -40,6 +41,17 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # This process is measured (`make coverage`); the commands that tests start are not.
     os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect without the garbage collector: all tests stay, and looking at them takes it a quarter of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -101,7 +101,7 @@ def never_overlooks(inspected, head):
 
 
 @given(st.sampled_from(INSPECTIONS), heads)
-@settings(max_examples=examples(1500), deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_a_head_that_is_skimmed_and_found_plain_is_ruled_out(inspected, head):
     never_overlooks(inspected, head)
 
@@ -175,7 +175,7 @@ odd_values = st.sampled_from(
 
 
 @given(st.sampled_from(INSPECTIONS), st.one_of(sound, pseudo), st.lists(st.tuples(odd_names, odd_values), max_size=4))
-@settings(max_examples=examples(3000), deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 def test_an_http2_head_that_is_skimmed_is_valid_and_ruled_out(inspected, first, rest):
     head = Head((*first, *rest))
     streams = InspectedStreams(gate(inspected, Recorder()))
@@ -270,7 +270,7 @@ more_names = st.one_of(odd_names, st.sampled_from([b"accept", b"cookie", b"x-key
     st.one_of(sound, pseudo),
     st.lists(st.tuples(more_names, odd_values), max_size=4),
 )
-@settings(max_examples=examples(3000), deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 def test_an_http2_head_that_passes_is_for_the_app_and_ruled_out(inspected, route, first, rest):
     block = block_of((*first, *rest))
     streams = InspectedStreams(gate(inspected, recorder := Recorder(), sampling=Sampling(100.0, 1)))
