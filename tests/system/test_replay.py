@@ -18,6 +18,7 @@ from tests.harness.nginx import nginx
 from tests.harness.node import SIDESTEP
 from tests.harness.taps import Recorder, wiretap
 from tests.harness.waiting import until
+from tests.system.test_screens import alike, documented
 
 TRAILERS = """
 server {{ listen {ip}:9080; listen {ip}:9081 http2;
@@ -116,6 +117,25 @@ def test_what_flows_keep_is_read_by_others_and_replayed(shop, tmp_path):
     assert [(each["number"], each["status"]) for each in lines] == [(1, 200)]
     lines = replay(shop.space.client, kept, f"http://{shop.space.ip}:{scene.PLAIN_PORT}", "--http-status", "4xx")
     assert [each["number"] for each in lines] == [3]
+
+
+def test_the_screen_of_the_documents_is_that_of_a_real_run(shop, tmp_path):
+    """What was kept is sent to the app again, which has lost a file since."""
+    kept = tmp_path / "orders.har"
+    carts = shop.app.root / "carts"
+    carts.write_text("7")
+    with wiretap(shop.node, "", "--save", kept, command="flows", pods=None) as flows:
+        until(lambda: "Ctrl-C ends it" in flows.process.output(), within=10, what=flows.process.output)
+        curl(shop, "/one", "--http1.1", "-H", "authorization: Bearer s3cret")
+        curl(shop, "/two", "--http1.1")
+        curl(shop, "/files/carts", "--http1.1")
+        until(lambda: told_whole(flows) == 3, within=15, what=lambda: f"three requests:\n{flows.events()}")
+        ended(flows)
+    carts.unlink()
+    words = [SIDESTEP, "replay", kept, "--to", f"http://{shop.space.ip}:{scene.PLAIN_PORT}", "--compare"]
+    done = subprocess.run(shop.space.client.enter(words), capture_output=True, text=True, timeout=120, check=False)
+    command = "sidestep replay orders.har --to http://127.0.0.1:8080 --compare"
+    assert alike(done.stdout + done.stderr) == alike(documented("wiretap.md", command))
 
 
 def test_where_answers_differ_is_shown(shop, tmp_path):
