@@ -270,7 +270,7 @@ class ProxyWorker:
         """Tell a process what it is to know, or only what it has to know before it gets listeners."""
         async with self._telling:
             if self.leaving and process is not self._told_to_leave:
-                await process.tell(messages.Drain(0, LEAVING), doing="leave the others")
+                await process.tell(messages.Drain(0, LEAVING, leave=True), doing="leave the others")
                 self._told_to_leave = process
                 process.told.listeners.clear()
             desired = self._desired.of_worker(self.number, leaving=self.leaving)

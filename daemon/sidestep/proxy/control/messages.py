@@ -219,9 +219,13 @@ class Dial(Message):
 
 
 class Drain(Message):
-    """Stop: finish what is in flight within `timeout` seconds, then exit."""
+    """Stop: finish what is in flight within `timeout` seconds, then exit.
+
+    `leave`: other processes accept from the same listeners. They have what waits there, and ours are closed at once.
+    """
 
     timeout: float
+    leave: bool = False
 
 
 # --- proxy to daemon ------------------------------------------------------------------------------------------------

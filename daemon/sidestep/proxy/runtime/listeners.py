@@ -2,6 +2,7 @@
 
     Listen     the daemon hands a listener over; one that the port had before is retired
     Unlisten   the port is no longer steered: its listener is retired (`Acceptor.retire`)
+    Drain      of the whole pod proxy: as Unlisten. Of a process that leaves others: closed, for the port stays steered
 
 Invariants: a port has at most one acceptor that is not retired; the daemon is told while that one cannot accept.
 """
@@ -83,6 +84,12 @@ class Listeners:
         """Retire every listener."""
         for port in list(self._acceptors):
             self.unlisten(port)
+
+    def leave(self) -> None:
+        """Close every listener at once: other processes of the pod accept what is in its queue."""
+        for port in list(self._acceptors):
+            self._acceptors.pop(port).close()
+            self._tell(port, 0)
 
     def close_retired(self) -> None:
         """Close the listeners that are being retired without waiting for their queues to be empty."""

@@ -7,8 +7,9 @@ States
 
     serving    `Configure` replaces the desired state, `Credential` adds key material, `Listen` and `Unlisten` begin
                and end accepting, `Opened` and `Refused` answer our `Open`
-    draining   after `Drain`, or once the channel is closed (the daemon is gone): listeners are retired and idle
-               connections closed; the others have until the timeout
+    draining   after `Drain`, or once the channel is closed (the daemon is gone): listeners are retired (or closed, when
+               the process leaves others that accept from them) and idle connections closed; the others have until the
+               timeout
     flushing   no connection is left: the last copies, and the last bytes to clients, have FLUSH seconds; then the
                process ends
 
@@ -196,7 +197,7 @@ class Worker:
             case messages.UseNetwork() | messages.Dial():
                 self._access.obey(message, fd)
             case messages.Drain():
-                self._drain(message.timeout)
+                self._drain(message.timeout, leave=message.leave)
             case _:
                 raise PeerError(f"{type(message).__name__} is not expected here")
 
@@ -463,13 +464,16 @@ class Worker:
         self._handlers.refuse_all()
         self._drain(self._drain_timeout)
 
-    def _drain(self, timeout: float) -> None:
+    def _drain(self, timeout: float, *, leave: bool = False) -> None:
         """Begin to drain, or end by an earlier deadline: a process that leaves others has a later one than the pod."""
         self._loop.later(timeout, self._drain_over)
         if self._draining:
             return
         self._draining = True
-        self._listeners.unlisten_all()
+        if leave:
+            self._listeners.leave()
+        else:
+            self._listeners.unlisten_all()
         self._outbound.retire()
         self._exit_when_drained()
 

@@ -201,7 +201,7 @@ async def test_one_that_is_not_needed_leaves_and_its_part_goes_to_the_others(sce
         await scene.have(2)
         leaving = scene.of(1)
         await scene.apply(1)
-        assert len(leaving.all(messages.Drain)) == 1
+        assert [message.leave for message in leaving.all(messages.Drain)] == [True]
         assert leaving.all(messages.Configure)[-1].generation == 2  # its old connections follow
         await scene.apply(1)
         assert len(leaving.all(messages.Drain)) == 1

@@ -96,6 +96,23 @@ def test_a_listener_that_is_retired_accepts_who_waits_and_is_closed(scene):
     assert not scene.listeners.are_retiring
 
 
+def test_who_leaves_others_accepts_nothing_more_and_resets_nobody(scene):
+    """What waits is theirs, as whatever comes next: the port stays steered."""
+    kept = scene.listen()
+    port = kept.getsockname()[1]
+    scene.connect(port)
+    scene.listeners.leave()
+    assert not scene.listeners.are_retiring
+    scene.connect(port)
+    scene.loop.later(0.05, scene.loop.stop)
+    scene.loop.run()
+    assert scene.accepted == []
+    for _ in range(2):
+        sock, _ = kept.accept()
+        scene.accepted.append(sock)
+        sock.sendall(b"served")
+
+
 def test_a_second_listener_of_a_port_retires_the_first(scene):
     port = scene.listen().getsockname()[1]
     scene.listen(port)

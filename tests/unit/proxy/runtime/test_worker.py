@@ -206,6 +206,24 @@ def test_the_earliest_of_two_deadlines_for_draining_holds(scene):
     client.close()
 
 
+def test_one_that_leaves_others_keeps_its_connections_and_closes_its_listeners_at_once(scene):
+    worker, client = scene.worker, scene.client(scene.port(), b"GET / HTTP/1.1\r\n")
+    scene.accept()
+    scene.run(lambda: worker._connections.relayed)
+    worker._configure(messages.Configure(0, generation=1, ports=(scene.port().snapshot,), workers=2))
+    worker._obey(messages.Listen(0, scene.number, "tcp"), os.dup(scene.app.fileno()))
+    worker._obey(messages.Drain(0, 60.0, leave=True), None)
+    assert not worker._listeners._acceptors
+    assert not worker._listeners.are_retiring
+    client.sendall(b"Host: a\r\n\r\n")
+    scene.run(lambda: select.select([scene.app], [], [], 0)[0], within=5.0)
+    app, _ = scene.app.accept()
+    with app:
+        scene.run(lambda: select.select([app], [], [], 0)[0], within=5.0)
+        assert app.recv(100).startswith(b"GET / ")
+        assert worker._connections.count == 1
+
+
 def test_an_idle_connection_of_a_draining_proxy_ends_without_a_reset(scene):
     client = scene.client(scene.port(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     scene.accept()
