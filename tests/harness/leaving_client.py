@@ -8,6 +8,7 @@
     late       as `silent`, but SPARE seconds later: a connection that was made ahead
     waits      once the server has ended the connection
     asks       a request, then as `silent` once it is answered
+    stays      a request, and another one for each line of its input; says of each that it is answered
 
 It trusts the authorities of a file, offers HTTP/1.1 by ALPN if it is told to, and prints the issuer of the certificate
 that it was shown.
@@ -22,6 +23,8 @@ import struct
 import sys
 import tempfile
 import time
+from http.client import HTTPConnection
+from itertools import chain
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -87,10 +90,17 @@ def main(host: str, port: str, name: str, ca: str, alpn: str, way: str) -> None:
         with context.wrap_socket(raw, server_hostname=name, do_handshake_on_connect=False) as tls:
             tls.do_handshake()
             issuer = dict(one for each in (tls.getpeercert() or {})["issuer"] for one in each)
-            print(issuer["commonName"])
+            print(issuer["commonName"], flush=True)
             if way == "asks":
                 tls.sendall(REQUEST)
                 tls.recv(65536)
+            elif way == "stays":
+                kept = HTTPConnection(name)
+                kept.sock = tls
+                for _ in chain(("",), sys.stdin):
+                    kept.request("GET", "/")
+                    kept.getresponse().read()
+                    print("answered", flush=True)
             elif way == "late":
                 time.sleep(SPARE)
             elif way == "alert":

@@ -7,14 +7,17 @@ import contextlib
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 
 import pytest
 
 from sidestep.model.egress import EgressMode
 from tests.harness.authority import Authority
+from tests.harness.cgroups import inside
 from tests.harness.nginx import nginx
 from tests.harness.peers import Server
+from tests.harness.processes import child
 from tests.harness.tls_peers import load
 from tests.privileged.node.outward import outbound, policy
 
@@ -40,13 +43,16 @@ async def opened(program, tmp_path, *, fail=False):
             yield pod, tmp_path / "both.pem"
 
 
-async def visit(pod, ca, way, name, *, port=8445, alpn="http/1.1"):
-    """Who issued the certificate that a client was shown; empty for one that leaves before it says so."""
-    command = (
+def command(pod, ca, way, name, *, port=8445, alpn="http/1.1"):
+    return (
         sys.executable, "-m", "tests.harness.leaving_client", pod.space.client_ip, str(port), f"{name}.api.test",
         str(ca), alpn, way,
     )  # fmt: skip
-    done = await asyncio.to_thread(pod.run, *command)
+
+
+async def visit(pod, *args, **options):
+    """Who issued the certificate that a client was shown; empty for one that leaves before it says so."""
+    done = await asyncio.to_thread(pod.run, *command(pod, *args, **options))
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -72,13 +78,28 @@ def test_a_client_that_leaves_at_once_twice_is_left_alone_from_then_on(program, 
     asyncio.run(go())
 
 
-def test_one_that_leaves_once_and_asks_the_next_time_is_opened(program, tmp_path):
+@pytest.mark.parametrize("alpn", ["http/1.1", ""])
+def test_one_that_leaves_once_and_asks_the_next_time_is_opened(program, tmp_path, alpn):
+    """Also where it asks on a connection that was there before, and stays."""
+
     async def go():
         async with opened(program, tmp_path) as (pod, ca):
             for number in (1, 2):
-                await visit(pod, ca, "silent", "probed")
+                await visit(pod, ca, "silent", "probed", alpn=alpn)
                 await pod.counted(inspection_closed_client_refuses_certificate=number)
-                assert await visit(pod, ca, "asks", "probed") == "Egress CA"
+                assert await visit(pod, ca, "asks", "probed", alpn=alpn) == "Egress CA"
+            words = inside(pod.folder, pod.space.pod.enter(command(pod, ca, "stays", "kept", alpn=alpn)))
+            with child(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+                assert await asyncio.to_thread(client.stdout.readline) == "Egress CA\n"
+                for number in (3, 4, 5):
+                    assert await asyncio.to_thread(client.stdout.readline) == "answered\n"
+                    await visit(pod, ca, "silent", "kept", alpn=alpn)
+                    await pod.counted(inspection_closed_client_refuses_certificate=number)
+                    client.stdin.write("\n")
+                    client.stdin.flush()
+                assert await asyncio.to_thread(client.stdout.readline) == "answered\n"
+                client.stdin.close()
+            assert await visit(pod, ca, "asks", "kept", alpn=alpn) == "Egress CA"
 
     asyncio.run(go())
 

@@ -39,7 +39,7 @@ from sidestep.proxy.connection.setup import ConnectionSetup
 from sidestep.proxy.egress.opened_host import OpenedHost
 from sidestep.proxy.egress.origination import TlsOrigination
 from sidestep.proxy.egress.refusal import Refusal, RefusalWatch
-from sidestep.proxy.egress.unopened import REFUSED
+from sidestep.proxy.egress.unopened import REFUSED, OpenedClient
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.tls.failures import TlsFailure
@@ -59,8 +59,8 @@ REASONS: Final = {
 
 
 class OpenedSetup(ConnectionSetup):
-    """One connection until it is relayed or closed. `unopened` is called when it is known not to be opened. `ended` is
-    when an opened one ends: whether the client has refused the certificate, and when it was answered.
+    """One connection until it is relayed or closed. `unopened` is called when it is known not to be opened. `peer`
+    learns of an opened one whether its client has refused the certificate.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class OpenedSetup(ConnectionSetup):
         endpoints: Endpoints,
         host: OpenedHost,
         unopened: Callable[[], None],
-        ended: Callable[[Refusal, float | None], None],
+        peer: OpenedClient,
     ) -> None:
         super().__init__(loop, sock, port=port, endpoints=endpoints, host=host)
         self._opening = opening
         self._opened_host = host
         self._unopened = unopened
-        self._ended = ended
+        self._peer = peer
         self._refusal = RefusalWatch(lambda: loop.now, lambda: port.on_unreadable is OnUnreadable.PASS)
         self._origination: TlsOrigination | None = None
         self._speaks = speaks
@@ -109,14 +109,18 @@ class OpenedSetup(ConnectionSetup):
 
     def _relay(self, relay: Relay, protocol: str) -> None:
         client, established = self._ends.client, self._established
-        if established is not None and not established.first_bytes and isinstance(client, TlsStream):
-            self._refusal.relays(client.sock)
-            client.before_close = lambda: self._judge_end(self._refusal.over(client))
+        if established is not None and isinstance(client, TlsStream):
+            refusal, leg = self._refusal, relay.client
+            refusal.relays(client.sock, has_spoken=bool(established.first_bytes))
+            client.before_close = lambda: self._judge_end(refusal.over(client))
+            self._peer.relays(lambda since: leg.active > since and refusal.has_accepted(client.sock))
+            if established.first_bytes:
+                self._peer.ends(Refusal.NO, refusal.since)
         super()._relay(relay, protocol)
 
     def _judge_end(self, refusal: Refusal) -> None:
         """A client's connection ends here."""
-        self._ended(refusal, self._refusal.since)
+        self._peer.ends(refusal, self._refusal.since)
         if refusal in (Refusal.LIKELY, Refusal.CERTAIN):
             self._tell(REFUSED, closed=True)
 

@@ -47,8 +47,7 @@ from sidestep.proxy.egress.opened_setup import OpenedSetup
 from sidestep.proxy.egress.outbound_host import OutboundHost
 from sidestep.proxy.egress.outbound_policies import OutboundPolicies
 from sidestep.proxy.egress.outbound_records import OutboundRecords, flow_line, matches
-from sidestep.proxy.egress.refusal import Refusal
-from sidestep.proxy.egress.unopened import ASKS_LATER
+from sidestep.proxy.egress.unopened import OpenedClient
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import PlainStream
 from sidestep.proxy.io.task import Task
@@ -148,12 +147,7 @@ class OutboundSetup:
         leaves = credentials.issued(port.snapshot.identity)
         own = credentials if leaves is None else IssuedCredentials(credentials, leaves, seen.name)
 
-        def asks_later() -> None:
-            self._policies.unopened.note(seen.name, seen.hello, ASKS_LATER, self._loop.now)
-
-        def ended(refusal: Refusal, answered: float | None) -> None:
-            self._policies.unopened.judge(seen.name, seen.hello, refusal, answered=answered, now=self._loop.now)
-
+        peer = OpenedClient(self._policies.unopened, seen.name, seen.hello, lambda: self._loop.now)
         setup = OpenedSetup(
             self._loop,
             sock,
@@ -161,9 +155,9 @@ class OutboundSetup:
             speaks=seen.clear_http,
             port=port,
             endpoints=self._endpoints,
-            host=OpenedHost(self._loop, process, credentials=own, late_auth=asks_later),
+            host=OpenedHost(self._loop, process, credentials=own, late_auth=peer.asks_later),
             unopened=self._records.offered,
-            ended=ended,
+            peer=peer,
         )
         process.setup_begins(setup)
         try:

@@ -64,14 +64,19 @@ class RefusalWatch:
         """When the client was answered; None before, and if it had ended by then."""
         self._before = 0
         """Bytes of the client until its handshake was over."""
+        self._has_spoken = False
 
     def answers(self, client: socket.socket) -> None:
         """The client's handshake is answered next."""
         self.since = None if has_ended(client) else self._now()
 
-    def relays(self, client: socket.socket) -> None:
-        """Its handshake is over, and what it says is relayed from now on."""
-        self._before = received(client)
+    def relays(self, client: socket.socket, *, has_spoken: bool = False) -> None:
+        """Its handshake is over, and what it says is relayed from now on, and what it has said already."""
+        self._before, self._has_spoken = received(client), has_spoken
+
+    def has_accepted(self, client: socket.socket) -> bool:
+        """Whether a client whose connection is relayed has said something."""
+        return self._has_spoken or received(client) - self._before >= LEAST
 
     def broke(self, error: object) -> Refusal:
         """Whether a client that broke its handshake has refused the certificate."""
@@ -87,7 +92,7 @@ class RefusalWatch:
         """Whether a client has whose connection was relayed, and is closed next."""
         if is_refusal(client.broken):
             return Refusal.CERTAIN
-        return Refusal.NO if received(client.sock) - self._before >= LEAST else self._guess(client.peer_first)
+        return Refusal.NO if self.has_accepted(client.sock) else self._guess(client.peer_first)
 
     def _guess(self, is_end: object) -> Refusal:
         """What an end of the client's own tells that says nothing."""

@@ -10,7 +10,8 @@ change, and until there are other policies or another CA (`forget`).
 
 A refusal that is only LIKELY (`refusal`) is a suspicion, remembered for as long. It counts once another one of the kind
 follows: on a connection that was answered after the first had ended, because a client ends several at once that it does
-not need; and unless one of the kind has accepted the certificate meanwhile.
+not need; and unless one of the kind has accepted the certificate meanwhile. It has if it ends a connection that it has
+used, and if it has used one since then that is still there (`OpenedClient`).
 
 An app can bring this about by refusing on purpose. Where that must not help it, a policy fails closed.
 """
@@ -18,7 +19,9 @@ An app can bring this about by refusing on purpose. Where that must not help it,
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
+from weakref import WeakSet
 
 from sidestep.protocols import ja4
 from sidestep.protocols.client_hello import ClientHello
@@ -39,6 +42,8 @@ class Unopened:
         self._found: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         self._suspected: OrderedDict[tuple[str, str], float] = OrderedDict()
         """When a connection of a kind has ended that may have been refused."""
+        self._relayed: WeakSet[OpenedClient] = WeakSet()
+        """Those that were shown the certificates of the moment."""
 
     def note(self, name: str, hello: ClientHello | None, reason: str, now: float) -> None:
         """Remember a connection to this server that could not be opened."""
@@ -55,6 +60,8 @@ class Unopened:
             return
         key = name.lower(), "" if hello is None else ja4.ja4(hello)
         before = self._suspected.pop(key, None)
+        if refusal is Refusal.LIKELY and before is not None and self._has_used(key, before):
+            before = None
         is_second = before is not None and answered is not None and before <= answered and now < before + REMEMBERED
         if refusal is Refusal.CERTAIN or (refusal is Refusal.LIKELY and is_second):
             self.note(name, hello, REFUSED, now)
@@ -62,6 +69,13 @@ class Unopened:
             self._suspected[key] = now if before is None or now >= before + REMEMBERED else before
             if len(self._suspected) > MOST:
                 self._suspected.popitem(last=False)
+
+    def relays(self, client: OpenedClient) -> None:
+        """A client's connection is relayed from now on, as long as somebody keeps this object."""
+        self._relayed.add(client)
+
+    def _has_used(self, kind: tuple[str, str], since: float) -> bool:
+        return any(each.has_used(since) and each.kind == kind for each in self._relayed)
 
     def reason(self, name: str, hello: ClientHello | None, now: float) -> str:
         """Why a connection to this server is not to be opened; empty if nothing is known against it."""
@@ -74,6 +88,7 @@ class Unopened:
         """Begin anew: policies, or the certificates that clients are shown, are others."""
         self._found.clear()
         self._suspected.clear()
+        self._relayed = WeakSet()
 
     def _known(self, key: tuple[str, str], now: float) -> str:
         reason, until = self._found.get(key, ("", 0.0))
@@ -81,3 +96,42 @@ class Unopened:
             self._found.pop(key, None)
             return ""
         return reason
+
+
+class OpenedClient:
+    """The client of one connection that is opened, for which `unopened` learns what becomes of it. `now` tells seconds.
+
+    It is kept by whoever has the connection, for as long as that is there.
+    """
+
+    def __init__(self, unopened: Unopened, name: str, hello: ClientHello | None, now: Callable[[], float]) -> None:
+        self._unopened = unopened
+        self._name = name
+        self._hello = hello
+        self._now = now
+        self._kind: tuple[str, str] | None = None
+        self._used: Callable[[float], bool] = lambda _since: False
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """The server, and the fingerprint of the client, which takes some 0.1 ms to make."""
+        if self._kind is None:
+            self._kind = self._name.lower(), "" if self._hello is None else ja4.ja4(self._hello)
+        return self._kind
+
+    def has_used(self, since: float) -> bool:
+        """Whether it has said something since then, on a connection that is relayed."""
+        return self._used(since)
+
+    def relays(self, used: Callable[[float], bool]) -> None:
+        """Its connection is relayed from now on, and `used` tells what `has_used` says."""
+        self._used = used
+        self._unopened.relays(self)
+
+    def ends(self, refusal: Refusal, answered: float | None) -> None:
+        """As `Unopened.judge`."""
+        self._unopened.judge(self._name, self._hello, refusal, answered=answered, now=self._now())
+
+    def asks_later(self) -> None:
+        """Its server asks for a certificate after the handshake."""
+        self._unopened.note(self._name, self._hello, ASKS_LATER, self._now())

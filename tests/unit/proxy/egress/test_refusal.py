@@ -90,6 +90,17 @@ def test_one_that_has_said_as_much_as_a_request_does_not(ends):
     assert some.watch.over(served) is Refusal.NO
 
 
+def test_nor_does_one_that_had_spoken_before_it_was_relayed(ends):
+    client, served = ends
+    some = Watched()
+    some.watch.answers(served.sock)
+    some.watch.relays(served.sock, has_spoken=True)
+    assert some.watch.has_accepted(served.sock)
+    client.sock.close()
+    met(served)
+    assert some.watch.over(served) is Refusal.NO
+
+
 def test_one_that_had_ended_before_it_was_answered_does_not():
     client, server = connection()
     some = Watched()

@@ -2,7 +2,7 @@
 
 from sidestep.protocols.client_hello import parse
 from sidestep.proxy.egress.refusal import Refusal
-from sidestep.proxy.egress.unopened import ASKS_LATER, MOST, REFUSED, REMEMBERED, Unopened
+from sidestep.proxy.egress.unopened import ASKS_LATER, MOST, REFUSED, REMEMBERED, OpenedClient, Unopened
 from tests.harness.client_hello import hello_of_ssl
 
 HELLO = parse(hello_of_ssl("api.test", ["h2"]))
@@ -77,6 +77,41 @@ def test_a_client_of_the_kind_that_accepts_ends_the_suspicion():
     for at in (5.0, 7.0, 9.0):
         assert judge(unopened, Refusal.LIKELY, at=at)
         assert judge(unopened, Refusal.NO, at=at + 1)
+
+
+def relayed(unopened, used, *, name="api.test", hello=HELLO):
+    """A connection whose client used it last at this time."""
+    client = OpenedClient(unopened, name, hello, lambda: 0.0)
+    client.relays(lambda since: used > since)
+    return client
+
+
+def test_so_does_one_that_has_used_a_connection_since_then_which_is_still_there():
+    unopened = Unopened()
+    assert judge(unopened, Refusal.LIKELY, at=5.0)
+    kept = [relayed(unopened, used, name="API.test") for used in (4.0, 6.0)]
+    assert judge(unopened, Refusal.LIKELY, at=7.0)
+    assert not judge(unopened, Refusal.LIKELY, at=9.0), "since the last one nobody has"
+    del kept
+
+
+def test_others_and_connections_that_have_gone_do_not():
+    for others in ({"hello": OTHER}, {"name": "b.test"}, None):
+        unopened = Unopened()
+        kept = [relayed(unopened, 6.0, **(others or {}))]
+        if others is None:
+            kept.clear()
+        assert judge(unopened, Refusal.LIKELY, at=5.0)
+        assert not judge(unopened, Refusal.LIKELY, at=7.0)
+
+
+def test_nor_do_clients_that_were_shown_other_certificates():
+    unopened = Unopened()
+    kept = relayed(unopened, 20.0)
+    unopened.forget()
+    assert judge(unopened, Refusal.LIKELY, at=5.0)
+    assert not judge(unopened, Refusal.LIKELY, at=7.0)
+    del kept
 
 
 def test_suspicions_are_forgotten_and_bounded():
