@@ -85,6 +85,8 @@ class Connection(Protocol):
 
     facts: ConnectionFacts
     client: str
+    closing: str
+    """The policy that refuses what is in doubt although the connection's others pass it; empty if none does."""
 
     @property
     def inspection(self) -> Counts:
@@ -139,6 +141,11 @@ class Exchange:
         if self._facts is None:
             self._facts = RequestFacts(*self._head)
         return self._facts
+
+    @property
+    def closing(self) -> str:
+        """As `Connection.closing`."""
+        return self._connection.closing
 
     @property
     def reads_request(self) -> bool:

@@ -212,7 +212,7 @@ class InspectedConnection:
     """
 
     __slots__ = (
-        "_policies", "answer_sets", "asked", "clean", "client", "doubt", "facts", "inspection", "is_quick",
+        "_policies", "answer_sets", "asked", "clean", "client", "closing", "doubt", "facts", "inspection", "is_quick",
         "is_sampled", "looks_at_all", "may_block_answers", "searches_requests", "waf",
     )  # fmt: skip
 
@@ -228,6 +228,9 @@ class InspectedConnection:
             # A policy that is newer than the connection does not judge it: the relay was not made for its firewall.
             present = (each.policy.display for each in inspection.policies)
             self.waf = inspection.waf_of(host.policies.intersection(present))
+        closing = frozenset[str]() if host is None else host.closing
+        self.closing = next((each.policy.display for each in inspection.policies if each.policy.display in closing), "")
+        """The policy that has requests for the host refused because they are in doubt; empty if none does."""
         self.is_sampled = False
         """Whether a policy that samples applies; where each request is judged by its host `samples` tells."""
         self._policies = []

@@ -48,7 +48,8 @@ class ConnectionFacts:
     is for, by what that function says of it, which depends on the host and on the other facts. `is_told`: that the
     connection is not opened as a destination wants has been told. `binds_host`: it was opened as one to `server_name`,
     so a request for another host is judged by both names: `further_names` has the other one, "" for one that servers
-    may take for any. Without `binds_host` the name of the host takes the place of `server_name`.
+    may take for any, so that every rule about names holds for it. Without `binds_host` the name of the host takes the
+    place of `server_name`.
     """
 
     client: Address | None = None
@@ -75,12 +76,15 @@ class HostFacts:
     """What is known of the host of a request. `policies` are those that apply, by their display; `doubt` says why the
     request cannot be judged as they want, as `inspected_exchange.Unread`; empty if it can. `judged` are those by whose
     rules that look at connections alone the connection was judged already, without `ConnectionFacts.further_names`.
+    `closing` are those that fail closed and may be about the host: where one of them has judged the connection so far,
+    a request that is in doubt is refused, also on a connection that is otherwise passed.
     """
 
     name: str
     policies: frozenset[str]
     doubt: str = ""
     judged: frozenset[str] = frozenset()
+    closing: frozenset[str] = frozenset()
 
 
 def host_of(fields: Fields) -> bytes:
@@ -213,7 +217,8 @@ class CompiledMatch:
             return False
         if match.server_names:
             names = (facts.server_name, *facts.further_names)
-            if not self._quantifier(names_server(match.server_names, name) for name in names):
+            may_be_any = self._quantifier is any and "" in facts.further_names
+            if not (may_be_any or self._quantifier(names_server(match.server_names, name) for name in names)):
                 return False
         wanted = match.client_certificates
         return not wanted or any(_names_certificate(each, name) for each in wanted for name in facts.certificate_names)

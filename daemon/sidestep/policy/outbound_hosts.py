@@ -8,7 +8,8 @@ one that they would have judged in another way.
     OpenedHosts    requests on a connection that was opened as one to a server. What it sends goes to that server,
                    whatever its host is: the policies that the connection is about judge each request. One for another
                    host is judged by those about that host as well, and by both names: rules hold for either, exceptions
-                   for both
+                   for both. One whose host servers may take for any is judged by those about any host, and refused
+                   where one of them fails closed
 
     server-name    the request has no host, or one that servers may take for another
     another-host   a destination wants requests for this host to leave in TLS, and they leave in clear; or the
@@ -93,6 +94,7 @@ class OpenedHosts:
         if host.strip(b"[]").lower().rstrip(b".") == self._name.lower().rstrip(".").encode():
             return HostFacts(self._name, judging, judged=judging)
         name = server_name(host)
-        others = self._current().treatment(self._address, self._port, name).policies
-        applying = judging.union(each.policy.display for each in others)
-        return HostFacts(name, applying, "another-host", judging)
+        treatment = self._current().treatment(self._address, self._port, name)
+        applying = judging.union(each.policy.display for each in (*treatment.policies, *treatment.doubtful))
+        closing = frozenset(each.policy.display for each in treatment.doubtful if each.policy.closes)
+        return HostFacts(name, applying, "another-host", judging, closing)

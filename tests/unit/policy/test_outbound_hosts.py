@@ -66,6 +66,8 @@ def test_a_rule_about_another_name_applies_to_requests_for_it():
     assert hits(connection, b"B.test.:443") == (["shop/p no-b"], {Unread.HOST})
     assert hits(connection, b"www.b.test")[0] == ["shop/p no-b"]
     assert hits(connection, b"c.test") == ([], {Unread.HOST})
+    for host in (b"b.test:", b"c.test:", b"b%2etest", b""):
+        assert hits(connection, host) == (["shop/p no-b"], {Unread.HOST}), "servers may take it for any"
 
 
 def test_a_rule_about_the_name_of_the_connection_applies_whatever_the_host_is():
@@ -106,5 +108,18 @@ def test_policies_about_another_host_apply_beside_those_of_the_connection():
     )
     connection = opened(mine, other, far, judging=[mine])
     assert hits(connection, b"a.test") == ([], set())
-    assert hits(connection, b"b.test", b"/admin")[0] == ["shop/a no-admin", "shop/b all"]
+    for host in (b"b.test", b"b.test:", b"b%2etest", b""):
+        assert hits(connection, host, b"/admin")[0] == ["shop/a no-admin", "shop/b all"]
     assert hits(connection, b"c.test", b"/admin")[0] == ["shop/a no-admin"]
+
+
+@pytest.mark.parametrize("fails", ["a", "b", "c"])
+def test_a_host_without_a_certain_name_is_refused_where_a_policy_that_may_be_about_it_fails_closed(fails):
+    """The connection is that of `a`, and `c` cannot be about anything on it."""
+    far = Destination("net", names=("b.test",), networks=(ip_network("192.0.2.0/24"),))
+    destinations = {"a": Destination("a", names=("a.test",)), "b": Destination("b", names=("b.test",)), "c": far}
+    policies = [compiled(each, name=name, fail=fails == name) for name, each in destinations.items()]
+    connection = opened(*policies, judging=policies[:1])
+    closing = {host: connection.of_request([(b"host", host)]).closing for host in (b"a.test", b"b.test", b"b.test:")}
+    refuses = "" if fails == "c" else f"shop/{fails}"
+    assert closing == {b"a.test": "", b"b.test": "", b"b.test:": refuses}

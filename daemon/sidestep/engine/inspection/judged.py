@@ -505,11 +505,11 @@ class Judged:
 
     def _uninspectable(self, reason: str, *, may_block: bool) -> None:
         """Count what rules did not see; refuse it if a policy closes and one of them could have blocked."""
-        gate = self._gate
-        closed = gate.closes and may_block
+        gate, closing = self._gate, self._exchange.closing
+        closed = may_block and (gate.closes or bool(closing))
         gate.observer.uninspected(reason, closed=closed)
         if closed:
-            self.refuse(gate.closing_policy)
+            self.refuse(gate.closing_policy if gate.closes else closing)
 
     def record(self) -> ExchangeRecord:
         """What is known of the exchange."""

@@ -22,11 +22,12 @@ from sidestep.model.inspection import (
     Rule,
 )
 from sidestep.policy.inspection import CLEAN_KINDS, is_nothing
-from sidestep.policy.inspection_match import ConnectionFacts
+from sidestep.policy.inspection_match import ConnectionFacts, HostFacts
 from sidestep.protocols.http1 import parse_request
 from tests.effort import examples
 from tests.unit.engine.inspection.inspecting import (
     BLOCKED,
+    ENFORCE,
     NO_ADMIN,
     NO_SECRET,
     SECRET,
@@ -299,3 +300,16 @@ def test_a_head_that_is_the_whole_request_says_nothing_of_one_with_a_body():
     other = Inspected(NO_SECRET)
     other.client(upgrade)
     assert not other.gate.is_clean(upgrade)  # its messages are part of the request
+
+
+@pytest.mark.parametrize("closing", [frozenset(), frozenset(("shop/q",)), frozenset(("shop/q", "shop/p"))])
+def test_a_request_in_doubt_is_refused_for_a_policy_that_is_about_its_host_alone(closing):
+    """The policies of the connection pass what cannot be judged."""
+    facts = HostFacts("", frozenset(("shop/p",)), "another-host", closing=closing)
+    seen = Recorder()
+    made = gate(inspection(NO_ADMIN, **ENFORCE), seen, hosts=lambda host: facts)
+    assert not made.closes
+    judged = made.judge("http/1", b"GET", b"/", [(b"host", b"b.test:")], ends=True)
+    refused = "shop/p" in closing
+    assert judged.refusal == ("sidestep: policy shop/p, id x1" if refused else None)
+    assert seen.reasons == [("request-another-host", refused)]
