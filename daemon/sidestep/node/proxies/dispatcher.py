@@ -11,6 +11,7 @@ its numbers of streams and requests become numbers of the pod (`_unique`). Of ea
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -98,6 +99,11 @@ class ProxyDispatcher:
             named[name] = named.get(name, _NO_RULES) | {FIREWALL}
         self._rules = (named, self._rules[0])
         self._ports = frozenset(port.number for port in ports) | ({OUTBOUND} if egress or outbound else set())
+        self._merged.keep_ports(self._ports)
+
+    def workers(self, *, serving: Collection[int], leaving: Collection[int]) -> None:
+        """The workers that run and take connections are these now, and these leave."""
+        self._merged.workers(serving=serving, leaving=leaving)
 
     def received(self, process: ProxyProcess, message: FromProxy) -> None:
         """Handle a message of `process`. Raises PeerError for one that it may not send, SidestepError for a refusal."""
@@ -127,9 +133,13 @@ class ProxyDispatcher:
     def process_ended(self, process: ProxyProcess, reason: str, *, others: bool) -> None:
         """A process has ended; `others` of the pod live. What it was asked for will not come."""
         self.dials.process_ended(process)
-        self._merged.process_ended(process.worker, others=others)
+        self.start_failed(process.worker, others=others)
         if others:
             self._handler.on_process_ended(process.worker, reason)
+
+    def start_failed(self, worker: int, *, others: bool) -> None:
+        """Forget what a process has said that did not even start."""
+        self._merged.process_ended(worker, others=others)
 
     def _told(self, process: ProxyProcess, message: FromProxy) -> None:
         """Handle what is said of apps, clients, and the state of the process. As `received`."""

@@ -286,6 +286,10 @@ class PodProxy:
         return [each.process for each in self._serving if each.process is not None]
 
     @property
+    def _has_processes(self) -> bool:
+        return any(each.is_there for each in self._workers)
+
+    @property
     def _ready_worker(self) -> ProxyWorker:
         """One that is RUNNING, if there is one."""
         return next((each for each in self._serving if each.state is ProxyState.RUNNING), self._workers[0])
@@ -346,6 +350,8 @@ class PodProxy:
 
     def _restate(self, reason: str) -> None:
         """The state of the one that is best off is the proxy's."""
+        serving = [each.number for each in self._serving if each.state is ProxyState.RUNNING]
+        self._dispatcher.workers(serving=serving, leaving=[each.number for each in self._workers if each.leaving])
         states = {each.state for each in self._serving}
         state = next(each for each in ProxyState if each in states)
         if state is not self._state:
@@ -373,8 +379,7 @@ class PodProxy:
 
     def process_ended(self, process: ProxyProcess, reason: str, /) -> None:
         """What it was asked for will not come."""
-        others = any(each.process is not None for each in self._workers)
-        self._dispatcher.process_ended(process, reason, others=others)
+        self._dispatcher.process_ended(process, reason, others=self._has_processes)
 
     def credentials_told(self, failures: Mapping[str, str], /) -> None:
         """Tell the pod's owner what any of those that serve cannot use."""
@@ -403,14 +408,18 @@ class PodProxy:
 
     async def _begin(self, number: int) -> ProxyProcess:
         limits = self._settings.limits
-        return await ProxyProcess.begin(
-            self._zygote,
-            self._placement,
-            limits=dataclasses.replace(limits, talk=limits.talk.divided(len(self._workers))),
-            on_message=self._dispatcher.received,
-            cgroups=self._settings.cgroups,
-            worker=number,
-        )
+        try:
+            return await ProxyProcess.begin(
+                self._zygote,
+                self._placement,
+                limits=dataclasses.replace(limits, talk=limits.talk.divided(len(self._workers))),
+                on_message=self._dispatcher.received,
+                cgroups=self._settings.cgroups,
+                worker=number,
+            )
+        except SidestepError:
+            self._dispatcher.start_failed(number, others=self._has_processes)
+            raise
 
     def _broken(self, task: str, error: BaseException) -> None:
         """One of our own tasks crashed: the owner makes another one; let the event loop report the bug."""

@@ -50,7 +50,7 @@ class WorkerOwner(Protocol):
         """A worker's state has changed."""
 
     def process_ended(self, process: ProxyProcess, reason: str, /) -> None:
-        """A process that was RUNNING has ended."""
+        """A process has ended: one that was RUNNING, or one that failed before."""
 
     def worker_left(self, worker: ProxyWorker, /) -> None:
         """A worker that was to leave is over."""
@@ -105,6 +105,11 @@ class ProxyWorker:
     def pid(self) -> int | None:
         """The present process's number."""
         return None if self.process is None else self.process.process.pid
+
+    @property
+    def is_there(self) -> bool:
+        """Whether any process of it accepts connections, or is about to."""
+        return self._accepting is not None
 
     @property
     def quiet(self) -> float:
@@ -169,9 +174,11 @@ class ProxyWorker:
             while not self._knows_all(process):
                 await self._tell(process)
         except BaseException:
-            self._accepting = None
             process.kill("it could not be told its state")
-            await process.ended()
+            reason = await process.ended()
+            self._accepting = None
+            if not self._stopping:
+                self._owner.process_ended(process, reason)
             raise
         self._owner.credentials_told(dict(process.told.failures))
         return process

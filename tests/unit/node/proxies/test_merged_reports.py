@@ -8,6 +8,7 @@ from sidestep.proxy.control.messages import Heartbeat, Report
 from sidestep.snapshots.hindrance import Hindrance
 
 PORTS = {80, 81}
+FULL = Hindrance("no-room")
 KIND = ConditionType.UPSTREAM_TLS_FAILED.value
 
 
@@ -79,7 +80,8 @@ def test_a_port_that_is_not_served_any_more_is_forgotten(merged, owner):
 
 
 def test_what_hinders_any_hinders_the_pod_until_it_has_ended(merged, owner):
-    here, there = Hindrance("cannot-dial", 80), Hindrance("no-descriptors", 0)
+    here, there = Hindrance("cannot-dial", 80), Hindrance("cannot-accept", 81)
+    merged.workers(serving={0, 1}, leaving=())
     merged.hindered(0, (here,))
     merged.hindered(1, (here, there))
     assert set(owner.hindrances) == {here, there}
@@ -87,6 +89,64 @@ def test_what_hinders_any_hinders_the_pod_until_it_has_ended(merged, owner):
     assert owner.hindrances == (here,)
     merged.hindered(0, ())
     assert owner.hindrances == ()
+
+
+def test_what_hinders_a_whole_process_hinders_the_pod_when_all_that_serve_have_it(merged, owner):
+    merged.hindered(0, (FULL,))
+    assert owner.hindrances == (FULL,)  # before it runs, as later
+    merged.workers(serving={0}, leaving=())
+    assert owner.hindrances == (FULL,)
+    merged.workers(serving={0, 1}, leaving=())
+    assert owner.hindrances == ()
+    merged.hindered(1, (Hindrance("no-room", error=24),))
+    assert [each.kind for each in owner.hindrances] == ["no-room"]
+    merged.process_ended(1, others=True)
+    merged.workers(serving={0}, leaving=())
+    assert owner.hindrances == (FULL,)
+    merged.hindered(0, ())
+    assert owner.hindrances == ()
+
+
+def test_of_one_that_leaves_neither_hindrances_nor_conditions_count_and_counters_do(merged, owner):
+    merged.workers(serving={0, 1}, leaving=())
+    merged.hindered(1, (Hindrance("cannot-dial", 80),))
+    merged.report(1, Report(0, 80, KIND, "no trust"), ports=PORTS)
+    merged.workers(serving={0}, leaving={1})
+    assert owner.hindrances == ()
+    assert owner.conditions == {(80, KIND): ""}
+    merged.hindered(1, (FULL,))
+    merged.report(1, Report(0, 81, KIND, "no trust"), ports=PORTS)
+    assert owner.hindrances == ()
+    assert owner.conditions == {(80, KIND): ""}
+    beat(merged, 0, 1, p80=1)
+    beat(merged, 1, 1, p80=1)
+    assert owner.beat.connections == 2
+
+
+def test_one_that_ends_before_it_serves_leaves_no_hindrance(merged, owner):
+    """Its successor, which has none, says nothing."""
+    for others in (False, True):
+        merged.hindered(0, (FULL,))
+        merged.process_ended(0, others=others)
+        assert owner.hindrances == ()
+
+
+def test_the_owner_is_not_told_that_a_process_is_unhindered_which_served_alone_and_has_ended(merged, owner):
+    merged.workers(serving={0}, leaving=())
+    merged.hindered(0, (FULL,))
+    merged.process_ended(0, others=False)
+    merged.workers(serving=(), leaving=())
+    merged.workers(serving={0}, leaving=())
+    assert owner.hindrances == (FULL,)
+
+
+def test_what_hindered_a_port_that_is_not_served_any_more_does_not_come_back_with_it(merged, owner):
+    merged.hindered(0, (Hindrance("cannot-dial", 80), Hindrance("cannot-dial", 81)))
+    merged.keep_ports({81})
+    assert owner.hindrances == (Hindrance("cannot-dial", 81),)
+    merged.keep_ports(PORTS)
+    merged.hindered(1, (Hindrance("cannot-dial", 81),))
+    assert owner.hindrances == (Hindrance("cannot-dial", 81),)
 
 
 def test_a_condition_stands_until_no_living_process_states_it(merged, owner):

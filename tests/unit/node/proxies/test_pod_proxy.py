@@ -18,6 +18,7 @@ from sidestep.node.proxies.desired import Acknowledged, CredentialSource
 from sidestep.node.proxies.pod_proxy import PodProxy, SupervisorSettings
 from sidestep.node.proxies.proxy_handler import ProxyState
 from sidestep.proxy.control import messages
+from sidestep.snapshots.hindrance import Hindrance
 from sidestep.snapshots.ports import PortSnapshot
 
 SETTINGS = SupervisorSettings(workers=4, backoff=Backoff(first=0.001, crashes=3, loop_pause=60.0))
@@ -64,6 +65,10 @@ class Owner:
         self.states: list[ProxyState] = []
         self.ended: list[int] = []
         self.failures: dict[str, str] = {}
+        self.hindrances: tuple[Hindrance, ...] = ()
+
+    def on_hindered(self, hindrances):
+        self.hindrances = hindrances
 
     def on_state(self, state, reason):
         self.states.append(state)
@@ -83,6 +88,8 @@ class Scene:
         self.begun: list[Process] = []
         self.fails: set[int] = set()
         """Workers for which no process can be started."""
+        self.dead_on_arrival = False
+        """The next process ends before it is told anything."""
         self.slow: dict[int, asyncio.Event] = {}
         """Workers whose process starts once this is set."""
 
@@ -92,6 +99,10 @@ class Scene:
             if number in self.fails:
                 raise KernelError("fork", 11)
             process = Process(number, 1000 + len(self.begun))
+            if self.dead_on_arrival:
+                self.dead_on_arrival = False
+                self.proxy._dispatcher.received(process, messages.Hindered(0, (Hindrance("no-memory"),)))
+                process.kill("out of memory")
             self.begun.append(process)
             return process
 
@@ -302,6 +313,40 @@ async def test_one_that_accepts_before_it_runs_has_each_change_before_it_counts(
         await applying
         assert [message.generation for message in other.all(messages.Configure)] == [1, 2]
         await scene.until(lambda: scene.running == 2)
+
+
+@functools.partial(asynchronous, settings=TRYING)
+async def test_what_is_hindered_follows_who_serves(scene):
+    """A full process, whether another one lives, and one that dies before it serves."""
+    full = (Hindrance("no-room"),)
+
+    def say(process, hindrances=full):
+        scene.proxy._dispatcher.received(process, messages.Hindered(0, hindrances))
+
+    await scene.have(2)
+    say(scene.of(0))
+    assert scene.owner.hindrances == ()
+    scene.slow[1] = asyncio.Event()
+    scene.of(1).kill("killed")
+    await scene.until(lambda: scene.owner.hindrances == full)
+    scene.slow[1].set()
+    await scene.until(lambda: scene.running == 2)
+    assert scene.owner.hindrances == ()
+    scene.slow[1].clear()
+    scene.of(1).kill("killed")
+    await scene.until(lambda: scene.owner.hindrances == full)
+    scene.dead_on_arrival = True
+    scene.slow[1].set()
+    await scene.until(lambda: not scene.dead_on_arrival)
+    await scene.until(lambda: scene.running == 2)
+    assert scene.owner.ended == [1, 1, 1]
+    say(scene.of(0), (Hindrance("no-memory"),))
+    assert scene.owner.hindrances == ()
+    say(scene.of(0), ())
+    say(scene.of(1))
+    await scene.apply(1)
+    say(scene.of(1))
+    assert scene.owner.hindrances == ()
 
 
 @asynchronous
