@@ -82,7 +82,8 @@ class OutboundPolicies:
             self._give_way()
 
     def _give_way(self) -> None:
-        """Have opened connections judged by what their policies say now, from their next request on.
+        """Have opened connections judged by what their policies say now, from their next request on: by those that are
+        left, though that be only those about other hosts.
 
         Those of which no policy has changed find out anew what applies to requests for each host: firewalls were joined
         anew (`OutboundFirewalls.replace`), and the inspector may not know those that it was asked about before.
@@ -91,7 +92,7 @@ class OutboundPolicies:
         for (judging, others), inspection in before.items():
             left = self._left(judging), self._left(others)
             if left != (judging, others):
-                inspection.give_way(self._inspection(*left) if left[0] else None)
+                inspection.give_way(self._inspection(*left) if any(left) else None)
             else:
                 inspection.hosts.clear()
                 self._opened[judging, others] = inspection

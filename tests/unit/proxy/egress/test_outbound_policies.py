@@ -17,11 +17,13 @@ from sidestep.policy.seclang import CustomRules
 from sidestep.policy.waf import PolicyWaf, alone
 from sidestep.proxy.egress.outbound_firewalls import MOST
 from sidestep.proxy.egress.outbound_policies import OutboundPolicies
+from tests.harness.client_hello import hello_of_ssl
 
 WEB = ip_address("198.51.100.7")
 FAR = Destination("far", networks=(ip_network("192.0.2.0/24"),))
 EVERYWHERE = Destination("all")
 PAY = Destination("pay", names=("api.test",))
+OTHER = Destination("other", names=("pay.test",))
 OPENED = Destination("opened", EgressMode.DECRYPT, names=("api.test",))
 FIREWALL = Waf(threshold=7)
 ADMIN = Rule("no-admin", Action.BLOCK, match=Match(Filter(paths=(PathCondition(PathTest.PREFIX, "/admin"),))))
@@ -119,3 +121,22 @@ def test_a_firewall_that_is_newer_than_a_connection_judges_new_ones_only(scene):
     scene.policies.configure([mine, snapshot("b", EVERYWHERE, waf=Waf(paranoia=3))])
     assert scene.firewall(connection).names == ("shop/a",)
     assert scene.firewall(scene.connection()).names == ("shop/a", "shop/b")
+
+
+def test_without_the_policy_that_opened_a_connection_those_about_other_hosts_go_on_judging_it(scene):
+    opening, other = snapshot("a", OPENED, ADMIN), snapshot("b", OTHER, ADMIN, waf=FIREWALL)
+    scene.policies.configure([opening, other])
+    connection = scene.connection(hello_of_ssl("api.test", ["h2"]))
+
+    def blockers(host):
+        exchange = follow(connection).request(b"GET", b"/admin", [(b"host", host)], 0.0)
+        return [each.policy for each in exchange.verdict.hits]
+
+    assert blockers(b"api.test") == ["shop/a"]
+    assert blockers(b"pay.test") == ["shop/a", "shop/b"]
+    scene.policies.configure([other])
+    assert blockers(b"api.test") == []
+    assert blockers(b"pay.test") == ["shop/b"]
+    assert scene.firewall(connection, b"pay.test").names == ("shop/b",)
+    scene.policies.configure([])
+    assert connection.inspection.latest.is_over
