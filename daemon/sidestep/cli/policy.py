@@ -63,7 +63,8 @@ def check(files: tuple[Path, ...], capture: Path | None, crs: Path | None, outpu
     ports say: HTTP/1 and HTTP/2 in clear text, bodies and answers included. Nothing is sent anywhere. The values of
     queries are shown only if each policy has redact.queryValues: false. A rule that blocks does not end a replayed
     connection: what was captured behind it is judged, too. Policies with waf have a firewall judge each request, in a
-    process that can do nothing else; that needs libmodsecurity3 and modsecurity-crs. What ids would find is not said.
+    process that can do nothing else; that needs libmodsecurity3 and modsecurity-crs. Requests of the capture are taken
+    for ones to the pods: what egress would say of requests that pods send is not said, nor what ids would find.
 
     Rules that a policy has in a ConfigMap are read if the ConfigMap is in the files.
 
@@ -94,8 +95,17 @@ def _replay(
     progress: Progress,
 ) -> None:
     """Judge the requests of a capture, by a firewall, too, where a policy has one."""
+    for each in policies:
+        if each.egress is not None:
+            _say_note(f"{each.display}: egress is not replayed: requests are judged as ones that pods receive", say)
     firewalls = [
-        PolicyWaf(each.display, each.mode is Mode.ENFORCE, each.closes, each.waf, custom.get(each.display, _NO_RULES))
+        PolicyWaf(
+            each.display,
+            each.mode is Mode.ENFORCE,
+            each.closes,
+            each.waf,
+            _NO_RULES if each.waf.rules_from is None else custom.get(each.display, _NO_RULES),
+        )
         for each in sorted(policies, key=lambda each: each.order)
         if each.waf is not None
     ]
@@ -113,7 +123,7 @@ def _custom_rules(
     found: dict[str, CustomRules] = {}
     bad = False
     for each in policies:
-        place = each.waf.rules_from if each.waf is not None else None
+        place = each.waf_rules
         if place is None:
             continue
         where = f"ConfigMap {place.namespace}/{place.name}, key {place.key}"

@@ -195,3 +195,37 @@ def test_a_time_that_no_calendar_has_is_left_out(tmp_path, capsys):
     code, lines, error = check(tmp_path, capsys, GOOD, "--replay", file)
     assert (code, error) == (0, "")
     assert lines[1].startswith("Block  --:--:--  GET ")
+
+
+OUTWARD = """
+apiVersion: sidestep.dev/v1alpha1
+kind: InspectionPolicy
+metadata: {name: out, namespace: shop}
+spec:
+  podSelector: {}
+  egress:
+    destinations: [{name: all}]
+    waf: {rulesFrom: {configMapRef: {name: waf-rules, key: custom.conf}}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: waf-rules, namespace: shop}
+data: {custom.conf: 'RULE'}
+"""
+SEC_RULE = 'SecRule ARGS "@contains x" "id:1,phase:2,deny"'
+
+
+@pytest.mark.parametrize(("rule", "code"), [(SEC_RULE, 0), ("SecRuleScript /bin/sh", 1)])
+def test_rules_that_only_the_firewall_of_egress_has_are_checked(tmp_path, capsys, rule, code):
+    found, lines, _ = check(tmp_path, capsys, OUTWARD.replace("RULE", rule))
+    assert found == code
+    assert any("ConfigMap shop/waf-rules, key custom.conf" in line for line in lines) is bool(code)
+
+
+def test_a_replay_says_that_it_leaves_out_what_pods_send(tmp_path, capsys):
+    text = OUTWARD.replace("RULE", SEC_RULE)
+    code, lines, _ = check(tmp_path, capsys, text, "--replay", capture(tmp_path, b"/admin"))
+    assert code == 0
+    assert "shop/out: egress is not replayed: requests are judged as ones that pods receive" in lines
+    code, lines, _ = check(tmp_path, capsys, GOOD, "--replay", capture(tmp_path, b"/admin"))
+    assert not any("egress" in line for line in lines)
