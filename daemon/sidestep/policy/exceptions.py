@@ -5,6 +5,8 @@
                             `waf.excludeRules` for all requests of the port; in every policy of the port that has `waf`,
                             because a rule is left out only where all of them say so
 
+Of what a pod sends the same stands in `egress`, and its destinations take the place of the port.
+
 A change has whole lists: what the policy excepts already stands in it, as far as the policy is known. The conditions of
 one `except` must all hold, so a request can join an `except` about requests, and a client one about clients; where that
 is not so there is no change, and a note says why.
@@ -47,7 +49,7 @@ class By(enum.StrEnum):
     SOURCE = "source"
     """The address of the client: of a rule only."""
     PORT = "port"
-    """All requests of the port: of a firewall only."""
+    """All requests of the port, or to the destinations of `egress`: of a firewall only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,9 @@ def _of_rule(alert: AlertFacts, policy: InspectionPolicy | None, by: By) -> Chan
     notes: list[str] = []
     rule: Rule | None = None
     if by is By.PORT:
-        return Change(alert.policy, notes=(f"rule {alert.rule} of the policy applies to the port: take it out there",))
+        everywhere = "destinations" if alert.is_outward else "port"
+        note = f"rule {alert.rule} of the policy applies to the {everywhere}: take it out there"
+        return Change(alert.policy, notes=(note,))
     if by is By.SOURCE and alert.is_outward:
         return Change(alert.policy, notes=("the client is the pod itself: `--by request` is about what it sends",))
     if policy is not None:
@@ -131,7 +135,8 @@ def _of_rule(alert: AlertFacts, policy: InspectionPolicy | None, by: By) -> Chan
     if policy is None:
         notes.append("what `except` of the rule says already is not known: its conditions must all hold")
     spec: dict[str, object] = {"rules": [{"name": alert.rule, "except": _document(joined)}]}
-    return Change(alert.policy, spec, (*notes, f"rule {alert.rule} no longer applies to {_shown(wanted)}"))
+    shown = _shown(wanted, is_outward=alert.is_outward)
+    return Change(alert.policy, spec, (*notes, f"rule {alert.rule} no longer applies to {shown}"))
 
 
 def _request(alert: AlertFacts) -> tuple[Match | None, str]:
@@ -230,10 +235,11 @@ def _path(condition: PathCondition) -> dict[str, str]:
     return {"match": condition.test.value.capitalize(), "value": condition.value}
 
 
-def _shown(wanted: Match) -> str:
+def _shown(wanted: Match, *, is_outward: bool) -> str:
     if wanted.sources:
         return f"requests from {wanted.sources[0]}"
-    return f"{wanted.filter.methods[0]} of {wanted.filter.paths[0].value}, whoever sends it"
+    others = "to whichever host" if is_outward else "whoever sends it"
+    return f"{wanted.filter.methods[0]} of {wanted.filter.paths[0].value}, {others}"
 
 
 # --- the firewall ---------------------------------------------------------------------------------------------------
@@ -254,7 +260,10 @@ def _of_firewall(alert: AlertFacts, policies: Sequence[InspectionPolicy], by: By
         path = None
     if path is None and by is not By.PORT:
         notes.append("no exception can name the path of the request")
-    where = "any request of the port" if path is None else f"requests of {path}"
+    everywhere = "any request to the destinations" if alert.is_outward else "any request of the port"
+    where = everywhere if path is None else f"requests of {path}"
+    others = "about what the pod sends that have `egress.waf`" if alert.is_outward else "of the port that have `waf`"
+    all_of_them = f"other policies {others} must say so, too"
     notes.append(f"the firewall no longer looks for this in {where}: {_list(wanted)}")
     if path is not None:
         notes.append(
@@ -262,9 +271,9 @@ def _of_firewall(alert: AlertFacts, policies: Sequence[InspectionPolicy], by: By
         )
     if not policies:
         notes.append("what the policy leaves out already is not known: add to it")
-        return [_leaving_out(alert.policy, wanted, path, Waf(), (*notes, _ALL))]
+        return [_leaving_out(alert.policy, wanted, path, Waf(), (*notes, all_of_them))]
     if not is_whole:
-        notes.append(_ALL)
+        notes.append(all_of_them)
     elif len(policies) > 1:
         notes.append("it takes effect once all of these policies say so")
     made = [
@@ -273,9 +282,6 @@ def _of_firewall(alert: AlertFacts, policies: Sequence[InspectionPolicy], by: By
         if each.waf is not None and (missing := _missing(wanted, path, each.waf))
     ]
     return made or [Change(alert.policy, notes=(f"{_list(wanted)} is left out of {where} already",))]
-
-
-_ALL: Final = "other policies of the port that have `waf` must say so, too"
 
 
 def _missing(wanted: Sequence[int], path: str | None, waf: Waf) -> list[int]:

@@ -291,4 +291,16 @@ def test_what_a_pod_sends_is_excepted_from_the_firewall_of_egress():
     paths = [{"match": "Equal", "value": "/admin/users"}]
     change = changed(facts, outward(waf={"excludeRules": [920420]}))
     assert change.spec == {"egress": {"waf": {"exceptions": [{"rules": [942100], "paths": paths}]}}}
-    assert changed(facts, outward(waf={}), By.PORT).spec == {"egress": {"waf": {"excludeRules": [942100]}}}
+    change = changed(facts, outward(waf={}), By.PORT)
+    assert change.spec == {"egress": {"waf": {"excludeRules": [942100]}}}
+    assert "the firewall no longer looks for this in any request to the destinations: 942100" in change.notes
+
+
+@pytest.mark.parametrize("by", By)
+@pytest.mark.parametrize("is_of_firewall", [False, True])
+def test_nothing_is_said_of_ports_and_clients_where_a_pod_sends(by, is_of_firewall):
+    facts = replace(OUTWARD, is_of_firewall=is_of_firewall, found="942100")
+    for policies in ([inspection_policy(outward(waf={}))], []):
+        for change in changes(facts, policies, by=by, is_whole=False):
+            assert change.notes
+            assert not any(word in note for note in change.notes for word in ("of the port", "the port:", "whoever"))
