@@ -98,9 +98,16 @@ class ClientNames:
         bpf.map_update(self._clients, key, pack_client_name(client, client_port), doing="naming a client")
         self._keys[key] = maker
 
-    def forget(self, peer: Address, peer_port: int, local_port: int) -> None:
-        """Delete the entry of a connection that is over, if there is one. Raises KernelError, BugError."""
-        self._delete(pack_client_key(peer, peer_port, local_port))
+    def forget(self, peer: Address, peer_port: int, local_port: int, *, maker: int = 0) -> None:
+        """Delete the entry of a connection of `maker` that is over, if there is one.
+
+        An entry of another one stays: that one has bound the port since, and was heard first.
+
+        Raises KernelError, BugError.
+        """
+        key = pack_client_key(peer, peer_port, local_port)
+        if self._keys.get(key, maker) == maker:
+            self._delete(key)
 
     def forget_all(self, maker: int | None = None) -> None:
         """Delete all entries, because the proxy has ended, or those of one of its processes. Raises KernelError."""

@@ -126,7 +126,10 @@ def test_another_port_of_the_app_is_another_connection(programs, cgroup):
             "127.7.8.9", "127.0.0.1", port, lambda local: names.name(ip_address("127.7.8.9"), local, 9, **client)
         )
         assert line()[0] == own
+        names.name(ip_address("127.7.8.9"), 9, 9, **client)
         names.name(ip_address("127.7.8.9"), 9, 9, **client, maker=1)
+        names.forget(ip_address("127.7.8.9"), 9, 9)  # the first one's, which is over; the port was bound again
+        assert len(names) == 2
         names.forget_all(1)
         assert len(names) == 1
         names.forget_all()

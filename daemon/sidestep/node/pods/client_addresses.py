@@ -58,10 +58,10 @@ class ClientAddresses:
         port = message.client_port
         self._names.name(peer, message.peer_port, message.port, client=client, client_port=port, maker=worker)
 
-    def forget(self, message: ForgetClient) -> None:
-        """A named connection is over. Raises RefusedError, KernelError."""
+    def forget(self, message: ForgetClient, *, worker: int = 0) -> None:
+        """A connection that a process of the proxy named is over. Raises RefusedError, KernelError."""
         if self._names is not None:
-            self._names.forget(_address(message.peer), message.peer_port, message.port)
+            self._names.forget(_address(message.peer), message.peer_port, message.port, maker=worker)
 
     def reset(self, worker: int | None = None) -> None:
         """The proxy is gone, or one of its processes. Never raises SidestepError."""

@@ -144,9 +144,9 @@ class ProxyReports:
         own = self._owner.own_addresses
         self._owner.client_addresses.name(message, ports=self._streams, own=own, worker=worker)
 
-    def on_forget_client(self, message: ForgetClient, /) -> None:
+    def on_forget_client(self, message: ForgetClient, worker: int, /) -> None:
         """A named connection is over. Raises SidestepError."""
-        self._owner.client_addresses.forget(message)
+        self._owner.client_addresses.forget(message, worker=worker)
 
     def on_probed(self, probed: Probed, /) -> None:
         """Take what a probe of the app found."""

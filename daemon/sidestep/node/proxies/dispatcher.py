@@ -147,7 +147,7 @@ class ProxyDispatcher:
             case NameClient():
                 self._handler.on_name_client(message, process.worker)
             case ForgetClient():
-                self._handler.on_forget_client(message)
+                self._handler.on_forget_client(message, process.worker)
             case Probed():
                 self._handler.on_probed(sanitising.probed(message))
             case NoApp():

@@ -62,8 +62,8 @@ class ProxyHandler(Protocol):
         """Name a connection that the proxy's process of this number is about to make. May raise SidestepError: the
         proxy is told."""
 
-    def on_forget_client(self, message: ForgetClient, /) -> None:
-        """A named connection is over. May raise SidestepError."""
+    def on_forget_client(self, message: ForgetClient, worker: int, /) -> None:
+        """A connection that the proxy's process of this number had named is over. May raise SidestepError."""
 
     def on_probed(self, probed: Probed, /) -> None:
         """Learn what a probe of the app found."""

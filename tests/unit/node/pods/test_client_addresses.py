@@ -30,7 +30,8 @@ class Names:
         self.named[str(peer), peer_port, port] = (str(client), client_port)
         self.makers[str(peer), peer_port, port] = maker
 
-    def forget(self, peer, peer_port, port):
+    def forget(self, peer, peer_port, port, *, maker):
+        assert maker == self.makers[str(peer), peer_port, port]
         del self.named[str(peer), peer_port, port]
 
     def forget_all(self, maker=None):
@@ -50,9 +51,9 @@ def naming(peer="10.0.0.1", *, port=8443, client="192.0.2.7") -> NameClient:
 def test_a_connection_of_the_pods_own_is_named_and_forgotten(peer):
     names = Names()
     addresses = ClientAddresses(names, "on")
-    addresses.name(naming(peer), ports=PORTS, own=OWN)
+    addresses.name(naming(peer), ports=PORTS, own=OWN, worker=2)
     assert names.named == {(peer, 4000, 8443): ("192.0.2.7", 5000)}
-    addresses.forget(ForgetClient(0, 8443, peer, 4000))
+    addresses.forget(ForgetClient(0, 8443, peer, 4000), worker=2)
     assert names.named == {}
 
 
