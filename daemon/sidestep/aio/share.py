@@ -6,11 +6,14 @@ less. A peer that stays overdrawn for `patience` seconds is taken for hostile.
     within      the balance is positive: the peer is read
     overdrawn   the balance is zero or less: the peer is not read for `wait()` seconds
     recovered   the balance has reached half of the burst: earlier overdrafts are forgotten
+
+Several peers may divide a share. Each gains its part only, and is slowed earlier than one that has all of it; none is
+taken for hostile, because the others may leave theirs unused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,37 +27,42 @@ class ShareLimits:
     patience: float
     """Seconds for which a peer may stay overdrawn."""
 
-    def divided(self, peers: int) -> ShareLimits:
-        """The limits of one of several peers that have a share together."""
-        return replace(self, share=self.share / peers)
-
 
 class Share:
     """The share of one peer. `now` is the caller's clock, in seconds."""
 
-    __slots__ = ("_balance", "_filled", "_limits", "_since")
+    __slots__ = ("_balance", "_filled", "_gain", "_is_whole", "_limits", "_since")
 
     def __init__(self, limits: ShareLimits, *, now: float) -> None:
         self._limits = limits
+        self._gain = limits.share
+        self._is_whole = True
         self._balance = limits.burst
         self._filled = now
         self._since: float | None = None
         """When it became overdrawn; None when it has recovered since."""
 
+    def divide(self, peers: int) -> None:
+        """Gain 1/peers of the share from now on."""
+        self._gain = self._limits.share / peers
+        if self._is_whole is not (peers == 1):
+            self._is_whole = peers == 1
+            self._since = None
+
     def spend(self, seconds: float, now: float) -> None:
         """Charge `seconds` of processor time to the peer."""
         limits = self._limits
-        self._balance = min(limits.burst, self._balance + max(0.0, now - self._filled) * limits.share)
+        self._balance = min(limits.burst, self._balance + max(0.0, now - self._filled) * self._gain)
         self._filled = now
         if self._balance >= limits.burst / 2:
             self._since = None
         self._balance -= seconds
-        if self._balance <= 0.0 and self._since is None:
+        if self._balance <= 0.0 and self._since is None and self._is_whole:
             self._since = now
 
     def wait(self) -> float:
         """Seconds after the last `spend` until the peer may be read again; 0 for now."""
-        return max(0.0, -self._balance / self._limits.share)
+        return max(0.0, -self._balance / self._gain)
 
     def is_exhausted(self, now: float) -> bool:
         """Whether the peer has been overdrawn for longer than its patience."""

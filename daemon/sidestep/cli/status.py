@@ -122,7 +122,9 @@ def _text(view: StatusView, *, wide: bool = False) -> Iterable[str]:
             for port, protocol in pod.protocols.items():
                 yield harmless(f"  {pod.namespace}/{pod.name} {port}: {protocol}")
             if pod.why_fewer_workers:
-                yield harmless(f"  {pod.namespace}/{pod.name}: one proxy process: {pod.why_fewer_workers}")
+                yield harmless(
+                    f"  {pod.namespace}/{pod.name}: fewer proxy processes than asked for: {pod.why_fewer_workers}"
+                )
             if count := sum(pod.anomalies.values()):
                 reasons = _counters(pod.anomalies)
                 yield harmless(f"  {pod.namespace}/{pod.name}: whole connections passed through: {count} ({reasons})")

@@ -55,7 +55,8 @@ class EveOutput(enum.StrEnum):
 class NodeSettings:
     """Settings of one node. `namespaces` are globs; `max_pods` is None for no limit; `drain_timeout` is in seconds;
     `inspection` says whether inspection policies apply; `outbound_deny` are networks (CIDR) to which no session
-    may have a pod connect; `proxy_workers` is the number of processes of a pod proxy unless its pod says another."""
+    may have a pod connect; `proxy_workers` is the number of processes of a pod proxy unless its pod says a smaller one,
+    None for as many as the pod says."""
 
     enabled: bool = True
     namespaces: tuple[str, ...] = ("*",)
@@ -65,7 +66,7 @@ class NodeSettings:
     eve: EveOutput = EveOutput.FILE
     own_namespace: str = OWN_NAMESPACE
     outbound_deny: tuple[str, ...] = ()
-    proxy_workers: int = 1
+    proxy_workers: int | None = None
 
     def allows(self, namespace: str) -> bool:
         """Whether pods of this namespace may be steered on this node."""

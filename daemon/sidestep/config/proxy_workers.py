@@ -1,7 +1,7 @@
 """How many processes the proxy of a pod is to have: annotation `sidestep.dev/proxy-workers` (docs/performance.md).
 
-The nearest one counts: of the pod, of what owns it, of its namespace, of its node. An invalid one is a problem, and
-counts as absent.
+The nearest one counts: of the pod, of what owns it, of its namespace, of its node. That of the node is also the most
+that pods get there. An invalid one is a problem, and counts as absent.
 """
 
 from __future__ import annotations

@@ -30,6 +30,26 @@ def test_who_takes_all_there_is_for_too_long_is_exhausted():
     assert now > LIMITS.patience
 
 
+def test_one_of_several_is_slowed_to_its_part_and_not_taken_for_hostile_until_it_is_alone():
+    share, now = Share(LIMITS, now=0.0), 0.0
+    share.divide(4)
+    used = 0.0
+    while now < 100.0:
+        share.spend(0.1, now)
+        used += 0.1
+        now += share.wait() + 0.01
+        assert not share.is_exhausted(now)
+    assert used <= LIMITS.burst + now * LIMITS.share / 4 + 0.2
+    share.divide(1)
+    alone = now
+    while not share.is_exhausted(now):
+        share.spend(0.1, now)
+        now += share.wait() + 0.01
+        assert now < alone + 20.0
+    assert now > alone + LIMITS.patience
+    assert share.wait() <= 0.1 / LIMITS.share + 1e-9
+
+
 def test_who_is_heavy_now_and_then_is_not():
     share, now = Share(LIMITS, now=0.0), 0.0
     for _ in range(100):

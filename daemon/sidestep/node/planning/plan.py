@@ -67,7 +67,7 @@ class PodPlan:
 
     Of the connections that it makes `egress` are the policies, and `outbound` says which sessions listen to them.
     `access` are the sessions that may have it make connections. `workers` is the number of processes of its proxy;
-    `why_fewer_workers` says why there is one although its annotations ask for more.
+    `why_fewer_workers` says why there are fewer than its annotations ask for.
     """
 
     pod: Pod

@@ -18,9 +18,18 @@ if TYPE_CHECKING:
 
 
 def workers_of(
-    wanted: int, ports: Sequence[PortPlan], egress: Sequence[EgressSnapshot], outbound: PortSnapshot | None
+    asked: int | None,
+    node: int | None,
+    ports: Sequence[PortPlan],
+    egress: Sequence[EgressSnapshot],
+    outbound: PortSnapshot | None,
 ) -> tuple[int, str]:
-    """Return the number of processes, and why it is smaller than `wanted` (empty: it is not)."""
+    """Return the number of processes, and why it is smaller than what is wanted (empty: it is not).
+
+    `asked` is what the annotations of the pod, its owners or its namespace say, `node` what those of the Node do, which
+    is the most; None: nothing.
+    """
+    wanted = asked or node or 1
     if wanted == 1:
         return 1, ""
     if any(port.snapshot.policies for port in ports):
@@ -31,4 +40,6 @@ def workers_of(
         return 1, "datagrams of a flow are followed by one process"
     if any(port.snapshot.recent for port in ports):
         return 1, "recent requests are kept in order (annotation sidestep.dev/recent-requests)"
+    if node is not None and node < wanted:
+        return node, f"its node allows {node} (annotation sidestep.dev/proxy-workers)"
     return wanted, ""

@@ -17,6 +17,8 @@ Invariants of several workers
   * What is desired is acknowledged once every process that accepts connections has it, and one of them is RUNNING that
     stays. A worker that is starting is not waited for: its own replay tells it everything. What only the first worker
     does (datagrams, connections that the pod makes) waits for the first.
+  * All workers, those that leave included, are at most twice as many as `SupervisorSettings.workers`, and divide what a
+    proxy may use. While many leave, fewer than wanted serve.
   * A worker leaves only when one that stays is RUNNING: somebody always takes what is in the queues.
 
 `ProxyDispatcher` handles what the proxy sends.
@@ -26,7 +28,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import socket
 from collections.abc import Iterable, Mapping
@@ -70,8 +71,8 @@ class SupervisorSettings:
     """For a connection from the pod to be made; above the proxy's own (`proxy.access.connecting`)."""
     apply_deadline: float = 20.0
     """For `apply`, `listen`, `unlisten`, restarts of the process included."""
-    workers: int = max(2, os.cpu_count() or 1)
-    """Processes of one proxy, whatever its pod asks for: more than the node has processors are of no use."""
+    workers: int = min(MAX_WORKERS, max(2, os.cpu_count() or 1))
+    """Processes of one proxy that serve, whatever its pod asks for: more than the node has processors are of no use."""
     cgroups: MemoryCgroups | None = None
     """Where processes get memory cgroups; the supervisor's to close."""
 
@@ -301,11 +302,10 @@ class PodProxy:
             for worker in serving[self._wanted :]:
                 worker.leave()
         if self._started and not self._dispatcher.closed:
-            for _ in range(self._wanted - len(serving)):
+            free = min(MAX_WORKERS, 2 * self._settings.workers) - len(self._workers)
+            for _ in range(min(self._wanted - len(serving), free)):
                 taken = {each.number for each in self._workers}
-                number = next((each for each in range(MAX_WORKERS) if each not in taken), None)
-                if number is None:
-                    break  # many are leaving
+                number = next(each for each in range(MAX_WORKERS) if each not in taken)
                 worker = self._new_worker(number)
                 self._workers.append(worker)
                 self._tasks.start(worker.keep_alive(), name=f"keep worker {number} alive")
@@ -349,7 +349,10 @@ class PodProxy:
         return told
 
     def _restate(self, reason: str) -> None:
-        """The state of the one that is best off is the proxy's."""
+        """The state of the one that is best off is the proxy's. Its processes divide what they may use."""
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.divide(len(self._workers))
         serving = [each.number for each in self._serving if each.state is ProxyState.RUNNING]
         self._dispatcher.workers(serving=serving, leaving=[each.number for each in self._workers if each.leaving])
         states = {each.state for each in self._serving}
@@ -407,12 +410,11 @@ class PodProxy:
         )
 
     async def _begin(self, number: int) -> ProxyProcess:
-        limits = self._settings.limits
         try:
             return await ProxyProcess.begin(
                 self._zygote,
                 self._placement,
-                limits=dataclasses.replace(limits, talk=limits.talk.divided(len(self._workers))),
+                limits=self._settings.limits,
                 on_message=self._dispatcher.received,
                 cgroups=self._settings.cgroups,
                 worker=number,

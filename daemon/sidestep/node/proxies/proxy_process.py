@@ -36,7 +36,7 @@ KILL_PATIENCE = 5.0
 
 
 TALK = ShareLimits(burst=0.5, share=0.35, patience=5.0)
-"""The share of the event loop that one proxy's messages may take.
+"""The share of the event loop that the messages of one pod's proxy may take, of all its processes together.
 
 A proxy that names and diverts 2,000 connections a second, and logs as much as it may
 (`proxy.mirror.request_log.RATE`), takes some 0.3.
@@ -92,12 +92,13 @@ class ProxyProcess:
         self._cause = ""
         self._patience: asyncio.TimerHandle | None = None
         self._call_off = process.watch(self._process_ended)
+        self._share = Share(limits.talk, now=self._loop.time())
         self._channel: AsyncChannel[FromProxy, Message] = AsyncChannel(
             sock,
             codec=Codec[FromProxy](FromProxy),
             on_message=self._received,
             on_closed=self._channel_closed,
-            share=Share(limits.talk, now=self._loop.time()),
+            share=self._share,
         )
         self._pulse = pulse
         self._output = output
@@ -189,6 +190,10 @@ class ProxyProcess:
             raise
         if isinstance(answer, Ack) and answer.error:
             raise ProxyError(doing, answer.error)
+
+    def divide(self, processes: int) -> None:
+        """Listen to it for its part of what all processes of the pod may take."""
+        self._share.divide(processes)
 
     def watch(self, elapsed: float) -> None:
         """Look for a sign of life; to be called regularly. A heartbeat or any message since the last call is one.

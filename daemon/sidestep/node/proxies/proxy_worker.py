@@ -136,6 +136,7 @@ class ProxyWorker:
             self.process = self._accepting = None
             self._owner.process_ended(process, reason)
             await self._replace(reason, lived=asyncio.get_running_loop().time() - process.began)
+            self.restarts += self.process is not None
         if not self._stopping:
             self._set_state(ProxyState.STOPPED, "it has left")
             self._owner.worker_left(self)
@@ -160,7 +161,6 @@ class ProxyWorker:
                 process.kill("it was stopped")
                 await process.ended()
                 return
-            self.restarts += crashed
             self.process = process
             self._set_state(ProxyState.RUNNING, f"restarted ({reason})")
             return

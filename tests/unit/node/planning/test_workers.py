@@ -19,11 +19,21 @@ def port(number=80, **fields):
 
 
 def test_ports_that_are_only_relayed_and_diverted_may_have_several():
-    assert workers_of(4, [port(), port(81, captures=("u1",), global_taps=("u2",))], (), None) == (4, "")
+    assert workers_of(4, None, [port(), port(81, captures=("u1",), global_taps=("u2",))], (), None) == (4, "")
 
 
 def test_one_is_no_fewer_than_one():
-    assert workers_of(1, [port(policies=(to_snapshot(POLICY),))], (), None) == (1, "")
+    assert workers_of(1, None, [port(policies=(to_snapshot(POLICY),))], (), None) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "node", "count"),
+    [(None, None, 1), (None, 3, 3), (2, 3, 2), (4, 3, 3), (4, 1, 1), (1, 3, 1)],
+)
+def test_the_node_has_the_last_word(asked, node, count):
+    had, why = workers_of(asked, node, [port()], (), None)
+    assert had == count
+    assert why.startswith("its node allows") is (asked == 4)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +48,6 @@ def test_one_is_no_fewer_than_one():
     ids=["policy", "egress", "outbound", "udp", "recent"],
 )
 def test_what_needs_one_process_has_one_and_says_so(ports, egress, outbound, why):
-    count, text = workers_of(2, ports, egress, outbound)
+    count, text = workers_of(2, 4, ports, egress, outbound)
     assert count == 1
     assert text.startswith(why)

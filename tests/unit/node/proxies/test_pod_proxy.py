@@ -34,6 +34,7 @@ class Process:
         self.process = SimpleNamespace(pid=pid)
         self.began = 0.0
         self.quiet = 0.0
+        self.part = 1
         self.told = Acknowledged()
         self.heard: list[messages.Message] = []
         self.answers = asyncio.Event()
@@ -46,6 +47,9 @@ class Process:
             raise ChannelClosed("gone")
         self.heard.append(message)
         await self.answers.wait()
+
+    def divide(self, processes):
+        self.part = processes
 
     async def ended(self):
         return await asyncio.shield(self._end)
@@ -170,6 +174,23 @@ async def test_more_than_the_node_has_are_not_started(scene):
     await scene.apply(16)
     await scene.until(lambda: scene.running == SETTINGS.workers)
     assert len(scene.proxy.pids) == SETTINGS.workers
+
+
+@asynchronous
+async def test_those_that_leave_count_and_those_that_are_missing_come_when_they_have_left(scene):
+    for workers in (4, 1, 4, 1, 4):
+        await scene.apply(workers)
+        await scene.until(lambda: all(each.state is ProxyState.RUNNING for each in scene.proxy._workers))
+    assert (scene.running, len(scene.proxy.pids)) == (2, 8)
+    assert {process.part for process in scene.begun} == {8}
+    scene.of(1).kill("its connections have ended")
+    await scene.until(lambda: scene.running == 3)
+    for process in scene.begun[2:]:
+        if process.all(messages.Drain):
+            process.kill("its connections have ended")
+    await scene.until(lambda: scene.running == len(scene.proxy.pids) == 4)
+    assert scene.of(0).part == 4
+    assert scene.proxy.restarts == 0
 
 
 @asynchronous
