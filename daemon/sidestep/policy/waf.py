@@ -23,7 +23,7 @@ from itertools import accumulate
 from sidestep.model.filter import PathTest
 from sidestep.model.waf import MAX_EXEMPTION_BYTES, MAX_EXEMPTIONS, OverLimit, Waf
 from sidestep.policy.seclang import CustomRules
-from sidestep.snapshots.waf import MAX_CUSTOM, MAX_REGEXES, Exemption, PortWaf, Profile
+from sidestep.snapshots.waf import MAX_CUSTOM, MAX_OUTWARD, MAX_REGEXES, Exemption, PortWaf, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,13 @@ def strictest(settings: Sequence[PortWaf]) -> PortWaf:
         blocking=next((each.blocking for each in settings if each.enforces), settings[0].blocking),
         closing=next((each.closing for each in settings if each.closes), settings[0].closing),
     )
+
+
+def most_profiles(ports: Iterable[PortWaf | None], outward: Iterable[PortWaf | None]) -> int:
+    """How many profiles the inspector of a pod may be told of: those of its ports, and those of policies about what it
+    sends with what they can be joined to."""
+    alone = {each.profile for each in outward if each is not None}
+    return len({each.profile for each in ports if each is not None}) + min(MAX_OUTWARD, (1 << len(alone)) - 1)
 
 
 def exemptions_of(settings: Waf) -> tuple[Exemption, ...]:

@@ -7,8 +7,8 @@ import pytest
 from sidestep.model.filter import PathCondition, PathTest
 from sidestep.model.waf import OverLimit, Waf, WafException, WafLimits
 from sidestep.policy.seclang import CustomRules, custom_rules
-from sidestep.policy.waf import PolicyWaf, join
-from sidestep.snapshots.waf import MAX_CUSTOM, Exemption
+from sidestep.policy.waf import PolicyWaf, alone, join, most_profiles
+from sidestep.snapshots.waf import MAX_CUSTOM, MAX_OUTWARD, Exemption
 
 NOTHING = CustomRules()
 
@@ -134,3 +134,10 @@ def test_custom_rules_without_room_are_left_out_as_a_whole():
     assert "id:10000001," in found.custom_responses
     assert "id:10200001," not in found.custom_responses + found.custom
     assert len(found.custom) + len(found.custom_responses) <= MAX_CUSTOM
+
+
+def test_how_many_profiles_there_may_be():
+    made = [alone(policy(str(at), threshold=at), 0) for at in range(1, 9)]
+    ports = [made[0], None, made[1], made[0]]
+    assert [most_profiles(ports, made[:count]) for count in (0, 1, 2, 3, 8)] == [2, 3, 5, 9, 2 + MAX_OUTWARD]
+    assert most_profiles((), [None, made[0], made[0]]) == 1

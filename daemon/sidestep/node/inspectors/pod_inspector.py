@@ -29,6 +29,7 @@ from sidestep.model.errors import SidestepError
 from sidestep.node.inspectors.inspectors import GROUP_MEMORY, MEMORY
 from sidestep.node.proxies.backoff import Backoff, CrashHistory
 from sidestep.node.resident_memory import resident_bytes
+from sidestep.protocols.waf_messages import MAX_PROFILES
 from sidestep.tunnel.views import EngineView
 
 if TYPE_CHECKING:
@@ -239,3 +240,15 @@ def state_inspector(statements: Statements, pod: PodKey, reason: str) -> None:
         text = f"its inspector does not run and is made again: {reason}; requests are judged as failurePolicy says"
         conditions.append(Condition(ConditionType.WAF_NOT_RUNNING, f"pod {pod}", text))
     statements.state(None, "waf", conditions)
+
+
+def state_profiles(statements: Statements, pod: PodKey, count: int) -> None:
+    """State that a pod's inspector has no room for all settings of firewalls; `count` is `waf.most_profiles`."""
+    conditions = []
+    if count > MAX_PROFILES:
+        text = (
+            f"its policies have up to {count} different settings of firewalls, and an inspector takes {MAX_PROFILES}: "
+            "requests of the others are judged as failurePolicy says"
+        )
+        conditions.append(Condition(ConditionType.NOT_INSPECTED, f"pod {pod}", text))
+    statements.state(None, "waf profiles", conditions)

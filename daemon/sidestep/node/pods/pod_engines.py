@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sidestep.node.inspectors.pod_inspector import PodInspector, state_inspector
+from sidestep.node.inspectors.pod_inspector import PodInspector, state_inspector, state_profiles
 from sidestep.node.pods.pod_ids import PodIds
 from sidestep.node.proxy_uids import inspector_uid
+from sidestep.policy.waf import most_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -59,8 +60,9 @@ class PodEngines:
         raises."""
         self._pod = pod
         self._ids.follow(pod, (*(each for port in ports for each in port.policies), *(each.policy for each in egress)))
-        firewalls = (*(each.waf for each in ports), *(each.waf for each in egress))
-        names = (name for each in firewalls if each is not None for name in each.names)
+        of_ports, outward = [each.waf for each in ports], [each.waf for each in egress]
+        state_profiles(self._statements, pod.key, most_profiles(of_ports, outward))
+        names = (name for each in (*of_ports, *outward) if each is not None for name in each.names)
         self._inspector.follow(tuple(dict.fromkeys(names)))
 
     def shown(self, counters: PodCounters) -> tuple[EngineView, ...]:

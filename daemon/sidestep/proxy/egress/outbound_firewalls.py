@@ -2,8 +2,8 @@
 
 Which apply depends on where a request goes, so they are joined when they are first asked for, and `changed` is called:
 the inspector has to be told of them before it is asked. Those of each policy alone are there from the beginning, and
-when policies change those of the sets that were asked for since the last change. Beyond MOST the rules of all of them
-judge a request, and whether it is blocked is said by those that apply.
+when policies change those of the sets that were asked for since the last change. Beyond MAX_OUTWARD the rules of all
+of them judge a request, and whether it is blocked is said by those that apply.
 
 What `of` returns is known to the inspector until the next `replace`: whoever keeps it asks again then.
 """
@@ -11,16 +11,12 @@ What `of` returns is known to the inspector until the next `replace`: whoever ke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
 
 import msgspec
 
 from sidestep.policy.egress import EgressPolicy
 from sidestep.policy.waf import strictest
-from sidestep.snapshots.waf import PortWaf
-
-MOST: Final = 32
-"""Joined ones; each takes an inspector some 35 KiB, and a millisecond when it is made."""
+from sidestep.snapshots.waf import MAX_OUTWARD, PortWaf
 
 
 class OutboundFirewalls:
@@ -48,7 +44,7 @@ class OutboundFirewalls:
         asked, self._asked = self._asked, {}
         for names in asked:
             wanted = names.intersection(self._alone)
-            if wanted and wanted not in self._joined and len(self._joined) < MOST:
+            if wanted and wanted not in self._joined and len(self._joined) < MAX_OUTWARD:
                 self._joined[wanted] = self._join(wanted)
 
     def of(self, names: frozenset[str]) -> PortWaf | None:
@@ -59,7 +55,7 @@ class OutboundFirewalls:
         found = self._joined.get(wanted)
         if found is None:
             found = self._join(wanted)
-            if len(self._joined) >= MOST:
+            if len(self._joined) >= MAX_OUTWARD:
                 profile = self._joined[frozenset(self._alone)].profile
                 return msgspec.structs.replace(found, profile=profile)
             self._joined[wanted] = found

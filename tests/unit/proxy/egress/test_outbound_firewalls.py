@@ -7,7 +7,8 @@ from sidestep.model.waf import Waf, WafLimits
 from sidestep.policy.egress import compile_egress
 from sidestep.policy.seclang import CustomRules
 from sidestep.policy.waf import PolicyWaf, alone, strictest
-from sidestep.proxy.egress.outbound_firewalls import MOST, OutboundFirewalls
+from sidestep.proxy.egress.outbound_firewalls import OutboundFirewalls
+from sidestep.snapshots.waf import MAX_OUTWARD
 
 NAMES = [f"shop/p{at}" for at in range(8)]
 
@@ -52,8 +53,8 @@ def test_beyond_the_bound_all_rules_judge_and_those_that_apply_say_what_is_block
     firewalls.replace([policy(at, threshold=20 - at) for at in range(8)])
     sets = [frozenset(NAMES[at] for at in range(8) if number >> at & 1) for number in range(1, 256)]
     found = [firewalls.of(names) for names in sets]
-    assert len(firewalls.known) == MOST
-    assert len(changes) == MOST - 9
+    assert len(firewalls.known) == MAX_OUTWARD
+    assert len(changes) == MAX_OUTWARD - 9
     told = {each.profile for each in firewalls.known}
     assert all(each.profile in told for each in found), "the inspector knows them"
     assert [set(each.names) for each in found] == [set(names) for names in sets]

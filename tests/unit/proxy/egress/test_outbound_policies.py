@@ -15,8 +15,8 @@ from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.policy.inspection_match import ConnectionFacts
 from sidestep.policy.seclang import CustomRules
 from sidestep.policy.waf import PolicyWaf, alone
-from sidestep.proxy.egress.outbound_firewalls import MOST
 from sidestep.proxy.egress.outbound_policies import OutboundPolicies
+from sidestep.snapshots.waf import MAX_OUTWARD
 from tests.harness.client_hello import hello_of_ssl
 
 WEB = ip_address("198.51.100.7")
@@ -111,7 +111,7 @@ def test_so_do_those_beyond_the_bound_which_are_judged_by_the_rules_of_all(scene
         for number, host in hosts.items():
             names = {f"shop/p{at}" for at in range(6) if number >> at & 1}
             assert {*scene.firewall(connection, host).names} == names
-    assert len(scene.policies.firewalls.known) == MOST
+    assert len(scene.policies.firewalls.known) == MAX_OUTWARD
 
 
 def test_a_firewall_that_is_newer_than_a_connection_judges_new_ones_only(scene):
