@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
+from sidestep.node.proxies.backoff import Backoff
+from sidestep.proxy.connection.acceptor import GRACE
 from tests.harness import scene
 from tests.harness.http1 import ClosedError
 from tests.harness.inspection import policy, rule
@@ -36,6 +40,15 @@ def two_workers(shop, *, but: tuple[int, ...] = ()):
         return pids if len(pids) == 2 and not set(pids) & set(but) else None
 
     return until(look, within=10, what="two workers")
+
+
+def sockets(pid: int) -> set[str]:
+    """The sockets that a process has open: a listener that processes share is in the sets of all."""
+    found = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.add(str(fd.readlink()))
+    return {each for each in found if each.startswith("socket:")}
 
 
 class Busy:
@@ -112,12 +125,14 @@ def test_a_pod_that_needs_one_process_has_one(shop):
     """The other leaves without breaking its connections, which are older than the policy; another comes afterwards."""
     with shop.intercept(), contextlib.ExitStack() as stack:
         first, second = two_workers(shop)
+        assert sockets(first) & sockets(second)
         clients = [stack.enter_context(shop.client()) for _ in range(CLIENTS)]
         assert {client.get("/").header("x-served-by") for client in clients} == {"app"}
         written = shop.node.write("policies.yaml", policy(rule("/admin")))
         why = until(lambda: pod(shop)["why_fewer_workers"], within=10, what="a reason")
         assert why.startswith("inspection policies")
         until(lambda: shop.get("/admin").status == 403, within=10, what="the rule to hold")
+        assert not sockets(first) & sockets(second)  # it leaves: the queue is the first one's
         for client in clients:
             assert client.get("/", scene.DEV).header("x-served-by") == "handler"
             assert client.get("/").header("x-served-by") == "app"
@@ -128,3 +143,21 @@ def test_a_pod_that_needs_one_process_has_one(shop):
         written.unlink()
         assert two_workers(shop)[0] == first
         assert shop.get("/admin").served_by == "app"
+
+
+def test_while_the_first_cannot_be_started_the_other_stays_and_judges(shop):
+    """A policy wants one process, and the one that is to stay ends again and again: the other does not leave."""
+    with shop.intercept():
+        first, second = two_workers(shop)
+        for _ in range(Backoff().crashes - 1):
+            kill(first)
+            first = next(pid for pid in two_workers(shop, but=(first,)) if pid != second)
+        kill(first)
+        until(lambda: pod(shop)["proxy_pids"] == [second], within=10, what="the first one's crash loop")
+        written = shop.node.write("policies.yaml", policy(rule("/admin")))
+        until(lambda: shop.get("/admin").status == 403, within=10, what="the rule to hold")
+        over = time.monotonic() + 1.5 * GRACE  # for who retires a listener, and takes connections a little longer
+        while time.monotonic() < over:
+            assert shop.get("/admin").status == 403
+        assert pod(shop)["proxy"] == "running"
+        written.unlink()
