@@ -11,7 +11,7 @@ import threading
 import pytest
 import yaml
 
-from tests.harness.inspection import FILE, rule, view, wait_programmed
+from tests.harness.inspection import FILE, policy, rule, view, wait_programmed
 from tests.harness.waf import inspector
 from tests.harness.waiting import until
 from tests.system.test_opened import PLAIN, PORT, READ, READ_H2, WITHIN, ask, opened
@@ -97,6 +97,22 @@ def test_what_a_pod_sends_is_judged_as_a_whole(tmp_path):
         [engine] = view(scene)["engines"]
         assert (engine["kind"], engine["pods"]) == ("inspector", 1)
         assert 503 in kill(KILLED[0], "closed")
+
+        # Two more policies; the last one is about none of these requests
+        until(lambda: get(WAYS[0], "/items?id=1") == 200, within=WITHIN, what=scene.conditions)
+        more = []
+        for name, network, threshold in (
+            ("beside", f"{scene.space.client_ip}/32", 6),
+            ("far", "192.0.2.0/24", 4),
+        ):
+            waf = {"anomalyThreshold": threshold, "limits": {"verdictTimeout": "10s", "fields": 200 + threshold}}
+            destinations = [{"name": name, "networks": [network]}]
+            egress = {"destinations": destinations, "failurePolicy": "Fail", "waf": waf}
+            more.append(policy(rule("/inward"), name=name, egress=egress))
+            scene.node.write(FILE, document, *more)
+            wait_programmed(scene, name)
+            for way in WAYS:
+                assert (get(way, "/items?id=1"), get(way, ATTACK)) == (200, 403), scene.conditions()
 
         # Ignore
         change(failing="Ignore")
