@@ -181,6 +181,33 @@ def test_a_path_below_another_comes_with_it_or_is_named(tmp_path):
     assert "a link on the way leads out of /a" in seen.problems[b"/a/out/x"]
     assert seen.problems[b"/a/absent"] == "no such file or directory"
     assert snapshot("/a", "/a/out/x", "/b/x", root=tmp_path).files == {b"/a/real/x": b"a/real", b"/b/x": b"b"}
+    below = snapshot("/absent", "/absent/x", root=tmp_path)
+    assert below.missing == {b"/absent", b"/absent/x"}
+
+
+def test_a_path_below_a_folder_that_cannot_be_listed_is_sent_by_itself(tmp_path):
+    tmp_path.chmod(0o755)
+    private = tmp_path / "etc" / "private"
+    (private / "more").mkdir(parents=True)
+    (private / "more" / "x").write_text("x")
+    (private / "key").write_text("key")
+    (private / "hidden").write_text("hidden")
+    (private / "current").symlink_to("hidden")
+    os.mkfifo(private / "fifo")
+    (tmp_path / "etc" / "alias").symlink_to("private/key")
+    (tmp_path / "etc" / "other").symlink_to("private/hidden")
+    private.chmod(0o711)
+    inside = [f"/etc/private/{name}" for name in ("key", "more", "more/x", "current", "fifo", "absent")]
+    with container(tmp_path, user=NOBODY) as process:
+        seen = snapshot("/etc", *inside, "/etc/alias", "/etc/other", pid=process.pid)
+        alone = snapshot("/etc/private", "/etc/private/key", pid=process.pid)
+    assert seen.files == {b"/etc/private/key": b"key", b"/etc/private/more/x": b"x"}
+    assert seen.folders == [b"/etc", b"/etc/private", b"/etc/private/more"]
+    assert seen.links.keys() == {b"/etc/alias", b"/etc/other", b"/etc/private/current"}
+    assert seen.problems[b"/etc/private"] == "permission denied"
+    assert seen.missing == {b"/etc/other", *(b"/etc/private/" + name for name in (b"current", b"fifo", b"absent"))}
+    assert seen.problems[b"/etc/other"] == "a link on the way leads to what was not copied; name what it leads to"
+    assert (alone.files, alone.missing) == ({b"/etc/private/key": b"key"}, {b"/etc/private"})
 
 
 def test_devices_pipes_and_sockets_are_not_opened(tmp_path):
@@ -262,6 +289,9 @@ def test_what_lies_too_deep_is_left_out_and_the_rest_is_sent(tmp_path):
     inner = b"/" + bytes(place.relative_to(tmp_path))
     assert seen.problems.keys() == {inner}
     assert snapshot(inner.decode(), root=tmp_path).files == {inner + b"/file": b"%d" % MAX_DEPTH}
+    both = snapshot("/", inner.decode(), inner.decode() + "/file", root=tmp_path)
+    assert (both.files, both.problems) == (seen.files | {inner + b"/file": b"%d" % MAX_DEPTH}, {})
+    assert len(both.folders) == len(set(both.folders)) == MAX_DEPTH + 1
 
 
 def test_a_path_that_is_too_long_is_left_out(tmp_path):
@@ -311,8 +341,9 @@ def test_interfaces_of_the_kernel_are_left_out(tmp_path):
         seen = snapshot("/", "/sys/kernel", pid=app.pid)
         assert seen.files == {b"/etc/file": b"content", b"/cache/file": b"content"}
         assert seen.problems == dict.fromkeys(
-            (b"/proc", b"/sys", b"/hidden/proc"), "an interface of the kernel, no files"
+            (b"/proc", b"/sys", b"/sys/kernel", b"/hidden/proc"), "an interface of the kernel, no files"
         )
+        assert seen.missing == {b"/sys/kernel"}
         below = snapshot("/sys/kernel", "/proc/1/environ", pid=app.pid)
         assert (below.files, len(below.problems), len(below.missing)) == ({}, 2, 2)
         volumes = snapshot(pid=app.pid)

@@ -7,8 +7,9 @@ by way of a handle that cannot be read (O_PATH), so no device, FIFO or socket is
 interfaces of the kernel are left out, with all that is below.
 
     for each path   resolve -> a folder: enter it; anything else: send it
-                    of the paths below it that were asked for, too: name those that did not come with it, since they
-                    lie behind a link that leads out of it, or nowhere
+                    of the paths below it that were asked for, too: send those that did not come with it, as if it had
+                    not been asked for; name those that cannot be had there, since a link on the way leads out
+                    of it, or to what was not sent
     enter           list the names, send the folder; then for each name: a folder is entered, a file or link is sent
     end             all is sent, or a bound is reached: the summary says which. Who reads has gone: nothing more.
 
@@ -19,6 +20,7 @@ timer anew, which ends the process when a call hangs in the container's file sys
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -161,12 +163,23 @@ class Walk:
     _size: int = 0
     _entries: int = 0
     _stopped: str = ""
-    _above: set[bytes] = field(default_factory=set)
+    _below: frozenset[bytes] = frozenset()
+    """All paths of `within`."""
+    _noted: frozenset[bytes] = frozenset()
+    """These, and the folders above them."""
+    _sent: dict[bytes, str] = field(default_factory=dict)
+    """The kind of each entry that was sent, of those that are noted, and of the folders above the paths."""
+    _named: set[bytes] = field(default_factory=set)
+    """Paths of `within` of which a problem was told."""
+    _targets: dict[tuple[int, int], bool] = field(default_factory=dict)
+    """Whether what `within` leads to was sent, by device and inode: it may be sent by another path."""
     _levels: list[_Level] = field(default_factory=list)
 
     def run(self, paths: Iterable[bytes]) -> None:
         """Send everything below these paths, and the summary; returns early when nobody reads it."""
         self._until = self.clock() + WALL
+        self._below = frozenset(itertools.chain.from_iterable(self.within.values()))
+        self._noted = self._below.union(*map(_parents, self._below))
         try:
             for path in paths:
                 self._top(path)
@@ -179,45 +192,90 @@ class Walk:
                 os.close(self._levels.pop().fd)
 
     def _top(self, path: bytes) -> None:
-        """Walk one path that was asked for. Links on the way are followed, within the root."""
+        """Walk one path that was asked for, and those below it. Links on the way are followed, within the root."""
         if not self._take(1) or self._late():
             return
+        below = self.within.get(path, ())
         if _is_too_long(path):
             self._leave_out(path, _TOO_LONG, asked=self.asked)
             return
         try:
             handle = openat2(self.root, path.lstrip(b"/") or b".", _HANDLE, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
         except OSError as error:
-            self._leave_out(path, os_reason(error), asked=self.asked)
+            for each in (path, *below):
+                self._leave_out(each, os_reason(error), asked=self.asked)
             return
         try:
-            for parent in _parents(path):
-                if parent not in self._above:
-                    self._above.add(parent)
-                    self._send(Entry(parent, "folder", 0o700))
-            self._any(handle, path, asked=self.asked)
-            while self._levels:
-                level = self._levels[-1]
-                if level.names and not self._late():
-                    self._child(level, level.names.pop())
-                else:
-                    os.close(level.fd)
-                    self._levels.pop()
-            for each in self.within.get(path, ()):
+            for each in below:
+                self._expect(handle, each[len(path) :])
+            self._walk(handle, path)
+            for each in below:
+                self._walk_below(each, path, handle)
+            for each in below:
                 self._look_for(each, path, handle)
         finally:
             os.close(handle)
 
-    def _look_for(self, path: bytes, above: bytes, handle: int) -> None:
-        """Tell of a path below another one with which it did not come. Links within that one lead to it there, too."""
+    def _walk(self, handle: int, path: bytes) -> None:
+        """Send the folders above a path that were not sent yet, and what is at the path and below."""
+        for parent in _parents(path):
+            if parent not in self._sent:
+                self._sent[parent] = "folder"
+                self._send(Entry(parent, "folder", 0o700))
+        self._any(handle, path, asked=self.asked)
+        while self._levels:
+            level = self._levels[-1]
+            if level.names and not self._late():
+                self._child(level, level.names.pop())
+            else:
+                os.close(level.fd)
+                self._levels.pop()
+
+    def _expect(self, above: int, path: bytes) -> None:
+        """Note what a path below another one leads to."""
+        with contextlib.suppress(OSError):
+            handle = openat2(above, path.lstrip(b"/"), _HANDLE, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+            try:
+                self._targets.setdefault(_identity(os.fstat(handle)), False)
+            finally:
+                os.close(handle)
+
+    def _walk_below(self, path: bytes, above: bytes, handle: int) -> None:
+        """Walk a path below another one that did not come with it, unless a link is on the way."""
+        if path in self._sent or path in self._named or self._stopped:
+            return
+        if _is_too_long(path):
+            self._leave_out(path, _TOO_LONG)
+            return
         try:
-            os.close(openat2(handle, path[len(above) :].lstrip(b"/"), _HANDLE, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS))
+            found = openat2(handle, path[len(above) :].lstrip(b"/"), _HANDLE | os.O_NOFOLLOW, _HERE)
+        except OSError:
+            return  # `_look_for` tells
+        try:
+            were_folders = all(self._sent.get(parent, "folder") == "folder" for parent in _parents(path))
+            if were_folders and self._take(1):
+                self._walk(found, path)
+        finally:
+            os.close(found)
+
+    def _look_for(self, path: bytes, above: bytes, handle: int) -> None:
+        """Tell of a path below another one that cannot be had there. Links within that one lead to it there, too."""
+        if path in self._named or self._stopped or self._sent.get(path, "link") != "link":
+            return
+        try:
+            found = openat2(handle, path[len(above) :].lstrip(b"/"), _HANDLE, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
         except OSError as error:
             reason = os_reason(error)
             if error.errno == errno.EXDEV:
                 folder = above.decode("utf-8", "replace")
                 reason = f"a link on the way leads out of {folder}, which was copied; name what it leads to"
-            self._leave_out(path, reason, asked=True)
+            self._leave_out(path, reason)
+            return
+        try:
+            if not self._targets.get(_identity(os.fstat(found))):
+                self._leave_out(path, "a link on the way leads to what was not copied; name what it leads to")
+        finally:
+            os.close(found)
 
     def _child(self, level: _Level, name: bytes) -> None:
         place = (b"" if level.place == b"/" else level.place) + b"/" + name
@@ -239,7 +297,7 @@ class Walk:
             if _is_too_long(place):
                 self._leave_out(place, _TOO_LONG, asked=asked)
             elif kind == stat.S_IFLNK:
-                self._send(Entry(place, "link", target=os.readlink(b"", dir_fd=handle)[:MAX_PATH]))
+                self._send_entry(Entry(place, "link", target=os.readlink(b"", dir_fd=handle)[:MAX_PATH]))
             elif kind not in {stat.S_IFDIR, stat.S_IFREG}:
                 self._leave_out(place, "a device, pipe or socket", asked=asked)
             elif _is_pseudo(handle):
@@ -253,6 +311,8 @@ class Walk:
 
     def _enter(self, handle: int, place: bytes, status: os.stat_result) -> None:
         if len(self._levels) > MAX_DEPTH:
+            if place in self._below:
+                return  # it is walked by itself
             self._leave_out(place, f"it lies more than {MAX_DEPTH} folders deep")
             return
         folder = openat2(handle, b".", _FOLDER, _HERE)
@@ -261,7 +321,8 @@ class Walk:
                 names = [os.fsencode(each.name) for each in itertools.islice(entries, MAX_ENTRIES - self._entries + 1)]
             del names[self._take(len(names)) :]
             if place != b"/":
-                self._send(Entry(place, "folder", stat.S_IMODE(status.st_mode), status.st_mtime))
+                self._send_entry(Entry(place, "folder", stat.S_IMODE(status.st_mode), status.st_mtime))
+            self._note_target(status)
         except BaseException:
             os.close(folder)
             raise
@@ -275,7 +336,7 @@ class Walk:
         file = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with os.fdopen(file, "rb", buffering=0) as content:
             left = status.st_size
-            self._send(Entry(place, "file", stat.S_IMODE(status.st_mode), status.st_mtime, left))
+            self._send_entry(Entry(place, "file", stat.S_IMODE(status.st_mode), status.st_mtime, left))
             while left and not self._late() and (data := content.read(min(left, MAX_DATA))):
                 left -= len(data)
                 self._size += len(data)
@@ -285,6 +346,7 @@ class Walk:
             self._leave_out(place, reason, asked=asked)
         else:
             self._send(Whole())
+            self._note_target(status)
 
     def _take(self, count: int) -> int:
         """Take room for so many entries; returns for how many there was."""
@@ -301,8 +363,19 @@ class Walk:
         return True
 
     def _leave_out(self, place: bytes, reason: str, *, asked: bool = False) -> None:
-        asked = asked or any(place in paths for paths in self.within.values())
+        if place in self._below:
+            asked = True
+            self._named.add(place)
         self._send(Problem(place[:MAX_PATH], reason, asked))
+
+    def _send_entry(self, entry: Entry) -> None:
+        if entry.path in self._noted:
+            self._sent[entry.path] = entry.kind
+        self._send(entry)
+
+    def _note_target(self, status: os.stat_result) -> None:
+        if self._targets and _identity(status) in self._targets:
+            self._targets[_identity(status)] = True
 
     def _send(self, frame: Frame) -> None:
         self._unsent += encode(frame)
@@ -317,6 +390,10 @@ class Walk:
         except OSError as error:
             raise _UnreadError("nobody reads the snapshot") from error
         self._unsent.clear()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _is_too_long(place: bytes) -> bool:
