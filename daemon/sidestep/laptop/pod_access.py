@@ -124,12 +124,11 @@ class _Link:
         if isinstance(line, Ready):
             self.pods = frozenset(line.pods)
             return
-        if isinstance(line, Ended):
-            self._ended(line.reason)
-            return
         waiting = self._waiting.get(line.number)
         if waiting is not None and not waiting.done():
             waiting.set_exception(RefusedError(line.reason))
+        elif isinstance(line, Ended):
+            self._ended(line.reason)
 
     def granted(self, number: int, granted: Granted) -> bool:
         """Hand over a stream; returns False when nobody waits for it."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 
 from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.node.certificates.requests import FilesRequest, Names
 from sidestep.node.sessions.pod_world import NoWorld
-from sidestep.policy.destinations import Destinations, networks_of
+from sidestep.policy.destinations import Destinations, Network, networks_of
 from sidestep.policy.pod_access import container_of, process_of
 from sidestep.proxy.control.messages import MAX_HOSTS, MAX_RESOLV_CONF, Dial, UseNetwork
 from sidestep.tunnel.channel import SocketChannel
@@ -56,6 +56,7 @@ class RelayedChannel(SocketChannel):
 
     def end(self, reason: str) -> None:
         """Break the connection, and tell the session why."""
+        self._closed(self)
         self._is_ended = True
         self._ended(reason)
         with contextlib.suppress(OSError):
@@ -103,9 +104,11 @@ class NodePodWorld(NoWorld):
         self._reader = reader
         self._name = name
         self._made: dict[RelayedChannel, str] = {}
-        """The connections that are open, and how they are called."""
+        """The connections that are open and were not ended, and how they are called."""
         self._target = target
         self._denied = denied
+        self._followed: tuple[str, ...] = ()
+        """The networks by which the open connections were judged last."""
         self._node_addresses = node_addresses
         self._node: tuple[float, tuple[str, ...]] | None = None
         self._names: dict[tuple[str, int | None], tuple[float, asyncio.Task[Names]]] = {}
@@ -132,29 +135,25 @@ class NodePodWorld(NoWorld):
         dial = Dial(0, 0, host, port, protocol, allow_loopback=access.allow_loopback)
         made = await target.dial(dial, network)
         channel = RelayedChannel(made, ended=ended, closed=self._forget)
-        if reason := self._denial(channel):  # since it was asked for
+        if reason := _denial(channel.address, networks_of(self._denied())):  # since it was asked for
             channel.abort()
-            raise RefusedError(f"{made.address} is refused: {reason}")
-        self._made[channel] = f"the connection to {host}:{port}"
+            raise RefusedError(f"{made.address or host} is refused: {reason}")
+        self._made[channel] = f"the connection to {f'[{host}]' if ':' in host else host}:{port}"
         return channel
 
     def _forget(self, channel: RelayedChannel) -> None:
         self._made.pop(channel, None)
 
     def follow_settings(self) -> None:
-        """End the connections to what the node denies now."""
+        """End the connections to what the node denies now. Cheap as long as that stays the same."""
+        if (denied := self._denied()) == self._followed:
+            return
+        self._followed = denied
+        networks = networks_of(denied)
+        denials = {address: _denial(address, networks) for address in {each.address for each in self._made}}
         for channel, name in list(self._made.items()):
-            if reason := self._denial(channel):
-                channel.end(f"the node has ended {name} ({channel.address}): {reason}")
-
-    def _denial(self, channel: RelayedChannel) -> str:
-        """Return why the annotation does not permit a connection, "" if it does; one to who knows where is denied."""
-        denied = self._denied()
-        try:
-            address = ip_address(channel.address)
-        except ValueError:
-            return "the pod's proxy does not say where it leads" if denied else ""
-        return Destinations(networks_of(denied)).refusal(address, is_local=True, allow_loopback=True)
+            if reason := denials[channel.address]:
+                channel.end(f"the node has ended {name} ({channel.address or 'its address is not known'}): {reason}")
 
     def _addresses(self) -> tuple[str, ...]:
         """Return the node's own addresses: those of its interfaces, looked up at most KEPT seconds ago, and those that
@@ -203,6 +202,15 @@ class NodePodWorld(NoWorld):
         if found is None:
             raise RefusedError(f"pod {key} is gone")
         return found
+
+
+def _denial(address: str, denied: Sequence[Network]) -> str:
+    """Return why the annotation does not permit a connection, "" if it does; one to who knows where is denied."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return "the pod's proxy does not say where it leads" if denied else ""
+    return Destinations(tuple(denied)).refusal(found, is_local=True, allow_loopback=True)
 
 
 def _root_of(pod: Pod, container: str) -> tuple[str, int | None] | None:

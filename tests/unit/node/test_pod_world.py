@@ -11,9 +11,11 @@ from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Allow
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey
+from sidestep.node import pod_world
 from sidestep.node.certificates.requests import Names
 from sidestep.node.pod_world import NodePodWorld
 from sidestep.node.proxies.dials import Dialled
+from sidestep.policy.destinations import networks_of
 from sidestep.tunnel.errors import ChannelBrokenError
 from tests.unit.node.scenes import intercept, pod
 from tests.unit.tunnel.ends import asynchronous
@@ -90,7 +92,11 @@ async def test_what_the_node_denies_from_now_on_ends_and_is_told_by_name():
         scene.denied = ("10.1.0.0/16",)
         scene.world.follow_settings()
         reason = "the node has ended the connection to db:5432 (10.1.0.7): the node denies it (annotation"
-        assert [each.startswith(reason) for each in scene.told] == [True, True]
+        scene.denied = ("10.1.0.0/16", "10.2.0.0/16")
+        scene.world.follow_settings()
+        assert [each.startswith(reason) for each in scene.told] == [True, True], (
+            "once, and the channels are still there"
+        )
         for broken in (reading, finished.read()):
             with pytest.raises(ChannelBrokenError):
                 await broken
@@ -102,6 +108,34 @@ async def test_what_the_node_denies_from_now_on_ends_and_is_told_by_name():
         assert len(scene.told) == 2
 
 
+@asynchronous
+async def test_networks_are_not_read_again_as_long_as_they_stay_the_same(monkeypatch):
+    read = []
+    monkeypatch.setattr(pod_world, "networks_of", lambda texts: read.append(texts) or networks_of(texts))
+    with Scene() as scene:
+        scene.denied = ("10.9.0.0/16",)
+        made = [await scene.connect() for _ in range(3)]
+        read.clear()
+        for _ in range(3):
+            scene.world.follow_settings()
+        assert read == [scene.denied]
+        for each in made:
+            each.abort()
+
+
+@asynchronous
+async def test_an_ipv6_address_is_told_in_brackets():
+    with Scene() as scene:
+        scene.target.address = "fd00::7"
+        channel = await scene.connect("fd00::7")
+        scene.denied = ("fd00::/8",)
+        scene.world.follow_settings()
+        channel.abort()
+        assert scene.told[0].startswith(
+            "the node has ended the connection to [fd00::7]:5432 (fd00::7): the node denies"
+        )
+
+
 @pytest.mark.parametrize("address", ["", "somewhere", "10.1.0.7", "::ffff:10.1.0.7"])
 @asynchronous
 async def test_one_that_was_made_while_the_node_began_to_deny_it_is_refused(address):
@@ -110,7 +144,7 @@ async def test_one_that_was_made_while_the_node_began_to_deny_it_is_refused(addr
         scene.target.address = address
         (await scene.connect()).abort()
         scene.target.meanwhile = lambda: setattr(scene, "denied", ("10.1.0.0/16",))
-        with pytest.raises(RefusedError, match="is refused: the "):
+        with pytest.raises(RefusedError, match=f"^{address or 'db'} is refused: the "):
             await scene.connect()
         assert scene.target.peers[-1].recv(1) == b""
         assert scene.told == []

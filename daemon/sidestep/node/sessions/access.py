@@ -5,8 +5,8 @@ A request is
     asked      checked at once: the session may use that (`Intercept.allow`), the pod is one that the present plan lets
                it use, and the number is new
     working    a task of its own; it ends as one of
-    granted    a stream of the tunnel has been opened; its bytes are moved until both directions have ended, or the
-               world ends it; a line says why
+    granted    a stream of the tunnel has been opened; its bytes are moved until both directions have ended
+    ended      by the world, which says why; at once, also while the other end reads nothing
     refused    a line with the reason
     cancelled  by the session; or by `follow`: the plan does not let the session use the pod any more
 
@@ -15,7 +15,7 @@ Invariants
   * The end of the tunnel, or of the session, ends every task, and each releases what it holds.
   * At most `MAX_REQUESTS` are working or granted, and at most one snapshot of files.
   * After `GRANT` seconds of work a request is refused: before its session gives up, so that it learns why.
-  * A line waits for each request at most, so all may be refused or ended at once: by a deadline, or when their pod
+  * One line is told of each request at most, so all may be refused or ended at once: by a deadline, or when their pod
     goes. While `WAITING_LINES` wait, no other request is read.
   * A session that breaks the rules of the lines loses its tunnel.
 """
@@ -83,6 +83,8 @@ class AccessServer:
         self._tasks = Tasks(f"access {access.display}", on_crash=on_crash)
         self._pods: frozenset[PodKey] = frozenset()
         self._running: dict[int, tuple[asyncio.Task[None], PodKey, Allow]] = {}
+        self._ended: set[int] = set()
+        """Numbers of those that run and of whose end a line was told."""
         self._highest = 0
         self._lines: asyncio.Queue[Line] = asyncio.Queue(MAX_REQUESTS + 2 * WAITING_LINES)
         self._told = asyncio.Event()
@@ -154,7 +156,18 @@ class AccessServer:
             return
         task = self._tasks.start(self._carry_out(asked, pod), name=f"request {asked.number}")
         self._running[asked.number] = (task, pod, needed)
-        task.add_done_callback(lambda _: self._running.pop(asked.number, None))
+        task.add_done_callback(lambda _: self._over(asked.number))
+
+    def _over(self, number: int) -> None:
+        self._running.pop(number, None)
+        self._ended.discard(number)
+
+    def _end(self, number: int, reason: str) -> None:
+        """The world ends a request. Its task may wait for a session that reads nothing, so it is cancelled."""
+        if number in self._running and number not in self._ended:
+            self._ended.add(number)
+            self._tell(Ended(number, _shown(reason)))
+            self._running[number][0].cancel()
 
     def _judged(self, asked: Environment | Files | Connect) -> tuple[PodKey, Allow]:
         """Return the pod, and the right that is used. Raises RefusedError."""
@@ -208,7 +221,7 @@ class AccessServer:
                     asked.host,
                     asked.port,
                     asked.protocol,
-                    ended=lambda reason: self._tell(Ended(asked.number, _shown(reason))),
+                    ended=lambda reason: self._end(asked.number, reason),
                 )
 
     async def _pump(self, number: int, channel: Channel) -> None:
@@ -224,7 +237,8 @@ class AccessServer:
         return await self._open_data(number)
 
     def _refuse(self, number: int, error: SidestepError) -> None:
-        self._tell(Refused(number, _shown(str(error))))
+        if number not in self._ended:
+            self._tell(Refused(number, _shown(str(error))))
 
 
 def _shown(reason: str) -> str:

@@ -31,7 +31,7 @@ class PodWorld(Protocol):
     ) -> Channel:
         """Make a connection in the pod's network namespace; returns a channel for its bytes, or capsules.
 
-        `ended` gets the reason when the node ends it later, just before the channel breaks.
+        `ended` gets the reason when the node ends it later, just before the channel breaks; it cancels who uses it.
         """
 
 
