@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -189,14 +190,20 @@ class Wanted:
         if self.allow_loopback and not self.outbound:
             raise click.UsageError("--allow-loopback belongs to --outbound")
         check_paths(self.paths)
-        if self.folder is not None:
-            FileSnapshot(self.folder, DEFAULT_FILES).check()
+        if self.files:
+            self.snapshot(self.folder or Path(tempfile.gettempdir()) / secrets.token_hex(8)).check()
         for option, path in (("--env-file", self.dotenv), ("--env-json", self.json)):
             if path is not None:
                 if str(path) == "-":
                     reason = "standard output has what the session tells; name a file, or use sidestep env"
                     raise ConfigurationError(reason, subject=option, value="-")
                 CaptureTarget(path, standard_output=1, option=option).check()
+
+    def snapshot(self, folder: Path) -> FileSnapshot:
+        """Return a snapshot to write there: into the folder of --files-to, or into one for temporary files."""
+        if self.folder is not None:
+            return FileSnapshot(folder, DEFAULT_FILES)
+        return FileSnapshot(folder, DEFAULT_FILES, advice="give --files-to, or set TMPDIR to a folder of yours")
 
 
 @dataclass(slots=True)
@@ -244,7 +251,7 @@ async def fetch_world(access: PodAccess, wanted: Wanted, folder: Path | None) ->
     """Fetch what is wanted, and write the files; returns variables for a command."""
     found = await _fetch_variables(access, wanted)
     if folder is not None:
-        await copy_files(access, wanted.paths, FileSnapshot(folder, DEFAULT_FILES))
+        await copy_files(access, wanted.paths, wanted.snapshot(folder))
         found["SIDESTEP_ROOT"] = str(folder)
     return found
 

@@ -8,10 +8,10 @@ The container may be hostile, and so may the node. A frame that breaks the order
 
 Invariants
   * Nothing is written outside of the folder, which is new or empty, and which only its owner may enter. Nobody else can
-    replace it (`safe_folder`). A path has no
-    `.`, `..` or empty part, and its parent is a folder of this snapshot. While files are written there is no link:
-    links are made last, in real folders only, with relative targets that do not lead above the container's root, which
-    is the folder. An absolute target counts from there, `x/..` in a target is left away.
+    replace it (`safe_folder`). A path has no `.`, `..` or empty part, and its parent is a folder of this snapshot.
+    While files are written there is no link: links are made last, in real folders only, with relative targets that do
+    not lead above the container's root, which is the folder. An absolute target counts from there, `x/..` in a target
+    is left away.
   * Files are made and never opened (O_EXCL), with the owner's rights only; they may be executed where the container's
     could be. Set-id bits, owners and devices do not exist here.
   * More bytes than were asked for, or than an entry told, and more entries than a snapshot has, end it.
@@ -62,6 +62,8 @@ class FileSnapshot:
     folder: Path
     max_bytes: int
     windows: bool = os.name == "nt"
+    advice: str = "name another folder"
+    """What to do where somebody else could replace the folder."""
     files: int = 0
     size: int = 0
     """Bytes that came."""
@@ -98,7 +100,7 @@ class FileSnapshot:
                 if hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid():
                     raise self._unusable("belongs to another user; name a new folder")
             if unsafe := safe_folder.unsafe_above(self.folder):
-                raise self._unusable(f"{unsafe}; name another folder")
+                raise self._unusable(f"{unsafe}; {self.advice}")
         except OSError as error:
             raise self._unusable(_reason(error)) from error
 

@@ -30,7 +30,10 @@ GUARDED = {
         ("AF_UNIX", "SO_PEERCRED", "create_unix_connection", "getuid"), "behind has_local_mode()"
     ),
     "laptop/file_snapshot.py": {"geteuid": "behind hasattr(os, 'geteuid')"},
-    "laptop/safe_folder.py": dict.fromkeys(("getegid", "geteuid"), "behind hasattr(os, 'geteuid')"),
+    "laptop/safe_folder.py": {
+        **dict.fromkeys(("geteuid", "grp", "pwd"), "behind hasattr(os, 'geteuid')"),
+        "getxattr": "behind hasattr(os, 'getxattr')",
+    },
     "laptop/outbound/descriptors.py": {"resource": "ImportError is caught"},
     "laptop/outbound/local_user.py": dict.fromkeys(("AF_NETLINK", "geteuid"), "behind a look at sys.platform"),
     "tunnel/channel.py": dict.fromkeys(("POLLHUP", "POLLIN", "poll"), "behind hasattr(select, 'poll')"),

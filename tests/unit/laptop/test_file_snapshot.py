@@ -5,18 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidestep.laptop import file_snapshot
+from sidestep.laptop import file_snapshot, safe_folder
 from sidestep.laptop.file_snapshot import MAX_TOLD, FileSnapshot
 from sidestep.model.errors import ConfigurationError, PeerError
 from sidestep.protocols.file_frames import MAX_PARTS, Entry, Problem, Summary, Whole, encode
 
 END = Summary("")
+NOBODY = 0xFFFFFFFF
+"""The user of an entry of a list of rights that is for no named one."""
 
 
 def folder(path):
@@ -318,6 +322,83 @@ def test_a_folder_below_that_of_another_user_is_refused(tmp_path):
     os.chown(tmp_path / "link", 65534, 65534, follow_symlinks=False)
     with pytest.raises(ConfigurationError, match="link, which belongs to another user"):
         FileSnapshot(tmp_path / "link" / "new", 1).check()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give a folder away")
+def test_who_called_sudo_owns_the_folders_above(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 54321, 54321)
+    for caller, refused in (("", True), ("54322", True), ("nobody", True), ("54321", False)):
+        monkeypatch.setenv("SUDO_UID", caller)
+        for mode in (0o755, 0o775):  # the group is that user's alone
+            home.chmod(mode)
+            assert bool(safe_folder.unsafe_above(home / "new")) is refused
+    home.chmod(0o757)
+    assert "where others may write" in safe_folder.unsafe_above(home / "new")
+    home.chmod(0o775)
+    os.chown(home, 54321, 54322)
+    assert "where others may write" in safe_folder.unsafe_above(home / "new")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give a folder away")
+def test_owners_outside_of_a_user_namespace_count_as_root(tmp_path, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    place = tmp_path / "theirs" / "new"
+    for name in ("_UID_MAP", "_OVERFLOW"):
+        monkeypatch.setattr(safe_folder, name, tmp_path / name)
+    assert "another user" in safe_folder.unsafe_above(place), "no Linux"
+    (tmp_path / "_OVERFLOW").write_text("65534\n")
+    (tmp_path / "_UID_MAP").write_text("         0          0 4294967295\n")
+    assert "another user" in safe_folder.unsafe_above(place)
+    (tmp_path / "_UID_MAP").write_text("         0       1000          1\n         1     100000      65536\n")
+    assert safe_folder.unsafe_above(place) == ""
+    (tmp_path / "theirs").chmod(0o777)
+    assert "where others may write" in safe_folder.unsafe_above(place)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such groups")
+def test_a_group_is_ones_own_by_its_name_and_its_members(monkeypatch):
+    import grp
+    import pwd
+
+    users = {1000: "ada", 1001: "bob"}
+    groups = {
+        1000: ("ada", []),
+        100: ("users", []),
+        20: ("staff", ["root"]),
+        1002: ("ada", ["ada", "bob"]),
+        0: ("root", []),
+    }
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: SimpleNamespace(pw_name=users[user]))
+    monkeypatch.setattr(
+        grp, "getgrgid", lambda group: SimpleNamespace(gr_name=groups[group][0], gr_mem=groups[group][1])
+    )
+    own = {
+        (group, user)
+        for group in (*groups, 5000)
+        for user in (0, *users, 5000)
+        if safe_folder._is_own_group(group, user)
+    }
+    assert own == {(1000, 1000), (5000, 5000)}
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="sets a list of rights of Linux")
+def test_the_rights_of_a_group_are_others_where_there_is_a_list(tmp_path, monkeypatch):
+    """acl(5): the group's bits are the mask, which user 54322 of the list may use."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o770)
+    os.chown(home, 54321, 54321)
+    monkeypatch.setenv("SUDO_UID", "54321")
+    home.chmod(0o770)
+    assert safe_folder.unsafe_above(home / "new") == ""
+    entries = [(1, 7, NOBODY), (2, 7, 54322), (4, 5, NOBODY), (16, 7, NOBODY), (32, 0, NOBODY)]
+    os.setxattr(
+        home, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in entries)
+    )
+    assert stat.S_IMODE(home.stat().st_mode) == 0o770
+    assert "where others may write" in safe_folder.unsafe_above(home / "new")
 
 
 def test_names_that_windows_cannot_have_are_left_out(tmp_path):
