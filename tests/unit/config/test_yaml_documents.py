@@ -173,7 +173,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_is_quick_and_ends_in_a_value_or_the_documented_error(name):
     text = HOSTILE[name]
-    begin = time.monotonic()
+    begin = time.process_time()
     told = ""
     try:
         load_all(text)
@@ -181,7 +181,7 @@ def test_hostile_text_is_quick_and_ends_in_a_value_or_the_documented_error(name)
         told = str(error)
     assert told.isprintable()
     # 1 MiB takes 0.5 s at worst; without the bounds several of these take minutes or all memory.
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 @pytest.mark.parametrize("name", ["bomb", "merge bomb", "long text aliased", "items", "keys"])
