@@ -150,7 +150,7 @@ class ClusterNode(Node):
     def wait_turn(self) -> None:
         """Wait until the daemon of no other test runs; the test's own deadline is that of the wait."""
         if self._turn is None:
-            self._turn = self._ONLY_ONE.open("wb")
+            self._turn = os.fdopen(os.open(self._ONLY_ONE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb")
             fcntl.flock(self._turn, fcntl.LOCK_EX)  # whoever came first is next
 
     def start(self) -> None:
@@ -160,9 +160,12 @@ class ClusterNode(Node):
 
     def clean(self) -> None:
         """End the daemon and whatever of its children outlived it; the next test may have one."""
-        super().clean()
-        if self._turn is not None:
-            self._turn.close()
+        try:
+            super().clean()
+        finally:
+            if self._turn is not None:
+                self._turn.close()
+                self._turn = None
 
     def command(self) -> list[str | Path]:
         """The command line that starts it."""

@@ -61,7 +61,9 @@ def _test(function: Callable[..., None], rows: Rows) -> Callable[..., None]:
         for label, row in rows:
             try:
                 function(**fixtures, **row)
-            except (Exception, pytest.fail.Exception) as failure:  # noqa: BLE001 # raised with the others, below
+            except (Exception, pytest.fail.Exception, pytest.skip.Exception) as raised:  # noqa: BLE001 # raised below
+                is_skip = isinstance(raised, pytest.skip.Exception)
+                failure = AssertionError(f"a row cannot skip: {raised}") if is_skip else raised
                 failure.add_note(f"row: {label}")
                 failed.append(label)
                 failures.append(failure)

@@ -39,6 +39,10 @@ def test_raises(number):
 def test_late(number):
     time.sleep(number)
 
+@each_row("number", [1, 2])
+def test_skips(number):
+    pytest.skip("not here") if number == 1 else pytest.fail("as it does")
+
 @each_row("number", range(9))
 def test_right(number):
     assert number < 9
@@ -63,7 +67,8 @@ def printed(tmp_path_factory):
         pytest.param(["test_modes[y] - ExceptionGroup: 2 of 2 rows failed: 1, 2"], id="within several tests"),
         pytest.param(["test_raises - ", "2 of 2 rows failed: 1, 2", "DID NOT RAISE"], id="an exception is missing"),
         pytest.param(["1 of 3 rows failed: 30", "Failed: Timeout"], id="no row runs when the time is over"),
-        pytest.param(["5 failed, 2 passed"], id="nothing else fails"),
+        pytest.param(["2 of 2 rows failed: 1, 2", "a row cannot skip: not here", "as it does"], id="no row skips"),
+        pytest.param(["6 failed, 2 passed"], id="nothing else fails"),
     ],
 )
 def test_what_it_says(printed, said):

@@ -120,12 +120,14 @@ def except_(
       sidestep policy except 2c6db743-1
       sidestep policy except 2c6db743-1 --eve /var/log/sidestep/eve.json policies.yaml
     """
+    if workload and (eve is not None or not isinstance(backend, ClusterAccess)):
+        raise click.UsageError("--workload is for a cluster, and not for --eve")
     if eve is None:
         if files:
             raise click.UsageError("FILE is for --eve: the daemon knows its policies")
         if isinstance(backend, ClusterAccess):
             records = search(backend, alert_id.id, namespace=namespace_for(backend, namespace), workload=workload)
-            records = _of_one(records, alert_id, "the cluster")
+            records = _of_one(records, alert_id, "the cluster", by_workload=not workload)
             found = _of_records(records, _known(backend, records, ()), By(by))
         else:
             found = _of_daemon(backend, alert_id, By(by))
@@ -148,10 +150,10 @@ def _of_daemon(backend: Path, alert: Told, by: By) -> AlertView:
     return decode(body, AlertView, what="the daemon's answer")
 
 
-def _of_one(records: Iterable[Record], alert: Told, where: str) -> tuple[Record, ...]:
+def _of_one(records: Iterable[Record], alert: Told, where: str, *, by_workload: bool = False) -> tuple[Record, ...]:
     """The records of one exchange. Raises RefusedError where there is none, or more than one."""
     try:
-        found = of_one_exchange(records, alert.policy)
+        found = of_one_exchange(records, alert.policy, by_workload=by_workload)
     except RefusedError as error:
         raise RefusedError(f"{alert.id}: {error}") from error
     if not found:

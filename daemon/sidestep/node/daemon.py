@@ -34,7 +34,7 @@ from sidestep.aio.tasks import Tasks
 from sidestep.config.node_options import NodeOptions
 from sidestep.config.node_settings import OWN_NAMESPACE, NodeSettings
 from sidestep.model.condition import Condition, ConditionType
-from sidestep.model.errors import BugError, ConfigurationError, SidestepError
+from sidestep.model.errors import BugError, ClusterError, ConfigurationError, KernelError
 from sidestep.model.pod import PodKey
 from sidestep.node.api.local_api import LocalApi
 from sidestep.node.api.status import NodeStatusView
@@ -166,8 +166,8 @@ class _Daemon:
                 undo.push_async_callback(ground.supervisor.aclose)
                 await self._serve(ground, undo)
         crash = self._stop.crash
-        if isinstance(crash, SidestepError) and not isinstance(crash, BugError):
-            raise crash  # somebody else's fault, which its text names
+        if isinstance(crash, ConfigurationError | KernelError | ClusterError):
+            raise crash  # somebody else's fault, which its text names; a refusal that nobody has caught is a bug
         if crash is not None:
             self._log.error("crashed", error=repr(crash))
             raise BugError(f"the node daemon met a bug and ended: {crash!r}") from crash

@@ -429,8 +429,8 @@ def test_a_hanging_file_system_ends_with_the_socket_and_takes_no_other_snapshot_
                 await reader.files(asked)
             monkeypatch.setattr(reader_module, "SNAPSHOT_WAIT", 60.0)
             waiting = asyncio.ensure_future(reader.files(asked))
-            await asyncio.sleep(0)
-            assert not waiting.done()
+            await asyncio.sleep(2 * reader_module.SNAPSHOT_LOOK)
+            assert (reader._opening, len(reader._snapshots)) == (0, reader_module.SNAPSHOTS), "it waits for a place"
             stuck[0].close()
             seen = Seen()
             with await waiting as sock:

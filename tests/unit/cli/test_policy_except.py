@@ -3,6 +3,7 @@
 import io
 import json
 
+import msgspec
 import pytest
 import yaml
 
@@ -10,9 +11,10 @@ from sidestep.cli import alert_search
 from sidestep.cli.cluster_policies import InspectedWorkloads
 from sidestep.cli.main import run
 from sidestep.config.yaml_documents import load, split
+from sidestep.engine.inspection.alert_changes import of_one_exchange
 from sidestep.model.errors import RefusedError
 from sidestep.protocols import eve
-from sidestep.protocols.eve_records import Kubernetes, Origin, Sidestep
+from sidestep.protocols.eve_records import Kubernetes, Origin, Record, Sidestep
 from sidestep.protocols.eve_redaction import Redaction
 
 ID = "2c6db743-1"
@@ -146,9 +148,17 @@ def test_two_exchanges_with_one_id_do_not_answer_for_each_other(ask, changed):
     code, out, err = ask(alert() + elsewhere(**changed))
     assert (code, out) == (1, "")
     assert "2 requests, of shop/" in err
-    assert "have this id: give the whole line that the client was told" in err
+    eve_log = "the records of one of them with --eve"
+    assert f"have this id: give the whole line that the client was told or {eve_log}" in err
     whole = f"sidestep: policy shop/orders, id {ID}"
-    assert ask(alert() + elsewhere(**changed), exchange=whole)[0] == 1, "nothing tells which is meant"
+    code, _, err = ask(alert() + elsewhere(**changed), exchange=whole)
+    assert code == 1, "nothing tells which is meant"
+    assert f"have this id: give {eve_log}" in err
+    with pytest.raises(RefusedError) as refused:
+        of_one_exchange(
+            (msgspec.json.decode(each, type=Record) for each in (alert(), elsewhere(**changed))), "", by_workload=True
+        )
+    assert ("--workload" in str(refused.value)) is ("pod" in changed), "one of a pod has one workload"
     code, out, _ = ask(elsewhere(policy="shop/other", **changed) + alert() + alert("cards"), exchange=whole)
     assert code == 0
     assert "shop/other" not in out
@@ -156,6 +166,12 @@ def test_two_exchanges_with_one_id_do_not_answer_for_each_other(ask, changed):
     code, _, err = ask(elsewhere(policy="shop/other", **changed), exchange=whole)
     assert code == 1
     assert f"has no alert {ID} of policy shop/orders" in err
+
+
+def test_a_workload_is_for_a_cluster(ask):
+    code, _, err = ask(alert(), "--workload", "orders")
+    assert code == 2
+    assert "--workload is for a cluster" in err
 
 
 def test_each_rule_has_its_change(ask, policies):

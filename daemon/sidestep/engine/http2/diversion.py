@@ -41,6 +41,7 @@ from sidestep.protocols.http2 import (
     ErrorCode,
     Http2Error,
     goaway,
+    header_frames,
     rst_stream,
     window_update,
 )
@@ -124,6 +125,13 @@ class Diversion:
 
     def _admit(self, exchange: Exchange, *, ends: bool) -> bool:
         """Note a new stream. False: there is no room, it was reset."""
+        if self._has_room(exchange, ends=ends):
+            return True
+        self.reset(exchange, ErrorCode.REFUSED_STREAM)
+        return False
+
+    def _has_room(self, exchange: Exchange, *, ends: bool) -> bool:
+        """Note a new stream; returns whether it may stay."""
         state = self._state
         exchange.to_app = exchange.rule is None
         if ends:
@@ -133,10 +141,7 @@ class Diversion:
         exchange.charge_to(self.account)
         streams = state.streams
         streams.divert(exchange)
-        if len(streams.exchanges) > state.limits.diverted_streams or self.account.budget.free < 0:
-            self.reset(exchange, ErrorCode.REFUSED_STREAM)
-            return False
-        return True
+        return len(streams.exchanges) <= state.limits.diverted_streams and self.account.budget.free >= 0
 
     def _assign(self, exchange: Exchange) -> None:
         """Give a stream to whoever is to answer it."""
@@ -154,8 +159,13 @@ class Diversion:
         """Answer a new stream, whose head is too large to be kept, with a 431."""
         self._state.streams.highest = stream
         exchange = Exchange(stream, Head(()), NOTHING, None, window=self._to_client.initial_window)
-        if self._admit(exchange, ends=ends):
+        if self._has_room(exchange, ends=ends):
             self._reply(exchange, head_too_large(), b"")
+            return
+        # Clients send a refused stream again by themselves, so it is answered, without the time for what follows.
+        answer = header_frames(stream, self._to_client.with_size_update(head_too_large().literal), end_stream=True)
+        self._to_client.control(answer if ends else answer + rst_stream(stream, ErrorCode.NO_ERROR))
+        self._finish(exchange, cancel=ErrorCode.CANCEL)
 
     def body(self, exchange: Exchange, data: bytes, *, ends: bool) -> None:
         """Take data of a request's body, possibly empty; `ends` with END_STREAM."""

@@ -32,10 +32,11 @@ def changes_of(
     return made
 
 
-def of_one_exchange(records: Iterable[Record], policy: str) -> tuple[Record, ...]:
+def of_one_exchange(records: Iterable[Record], policy: str, *, by_workload: bool = False) -> tuple[Record, ...]:
     """Choose among records with the same id those of one exchange: `policy` is what its client was told, "" if unknown.
 
-    Pod proxies make the ids, so several pods may tell the same one. Raises RefusedError where that leaves several.
+    Pod proxies make the ids, so several pods may tell the same one. Raises RefusedError where that leaves several; it
+    says how to choose among them. `by_workload`: a workload may be named, and none is.
     """
     exchanges: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
@@ -45,10 +46,10 @@ def of_one_exchange(records: Iterable[Record], policy: str) -> tuple[Record, ...
     if len(found) > 1:
         pods = sorted({f"{each[0].kubernetes.namespace}/{each[0].kubernetes.pod}" for each in found})
         shown = ", ".join(pods[:SHOWN]) + (", ..." if len(pods) > SHOWN else "")
-        raise RefusedError(
-            f"{len(found)} requests, of {shown}, have this id: give the whole line that the client was told, name "
-            "the --workload, or give the records of one with --eve"
-        )
+        ways = [] if policy else ["the whole line that the client was told"]
+        ways += ["one --workload"] if by_workload and len(pods) > 1 else []
+        ways += ["the records of one of them with --eve"]
+        raise RefusedError(f"{len(found)} requests, of {shown}, have this id: give {' or '.join(ways)}")
     return tuple(found[0]) if found else ()
 
 

@@ -54,6 +54,8 @@ OPEN: Final = 1024
 PATIENCE: Final = 1.0
 """Seconds that flows wait for an answer."""
 
+MAX_REMEMBERED: Final = 512
+"""Bytes of the lines of an answer that are kept with its header block, which counts as so many beside its own bytes."""
 _INTEREST: Final = HEAD | ANSWER
 _WHOLE: Final = Lost.NOTHING
 _APP: Final = Answerer.APP
@@ -264,7 +266,9 @@ def _answer(exchange: _Exchange, at: float, sizes: list[int] | None, *, is_whole
         elif block.lines is not None:
             lines = block.lines
         else:
-            lines = block.lines = answer_lines(b"", block.fields)
+            lines = answer_lines(b"", block.fields)
+            if len(lines) <= MAX_REMEMBERED:
+                block.lines = lines
     else:
         lines = b""
     if head.by is _APP:

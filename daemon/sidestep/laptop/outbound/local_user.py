@@ -37,6 +37,10 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 End = tuple[str, int]
 
 
+TELLS_USERS: Final = sys.platform == "linux"
+"""Whether this system tells whose a socket is."""
+
+
 def is_ours(sock: socket.socket) -> bool:
     """Whether the peer of a TCP connection over IPv4 within this machine is this user's, or of who called sudo."""
     user = _user_of(sock)

@@ -34,7 +34,7 @@ from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.outbound import descriptors, http_proxy, socks5
 from sidestep.laptop.outbound.conversation import Conversation, EarlyChannel
-from sidestep.laptop.outbound.local_user import is_ours
+from sidestep.laptop.outbound.local_user import TELLS_USERS, is_ours
 from sidestep.laptop.outbound.places import Places
 from sidestep.laptop.outbound.socks5 import Command, Place, Reply
 from sidestep.laptop.outbound.udp_association import UdpAssociation
@@ -54,7 +54,12 @@ BACKLOG: Final = 1024
 HOST: Final = "127.0.0.1"
 USER: Final = "sidestep"
 TOLD_AT_ONCE, TOLD_PAUSE = 20, 1.0
-"""Refusals that are told at once, and the seconds after which another one may be."""
+"""Refusals and ends that are told at once, and the seconds after which another one may be."""
+TOLD_REST: Final = 5.0
+"""Seconds after which the number of those that were not told is."""
+PATIENCE: Final = 2.0
+"""Seconds for which a client that has not shown that it may use the proxy is not ended for another one, where this
+machine does not tell whose clients are: all of them may be this user's."""
 
 
 class Access(Protocol):
@@ -96,7 +101,8 @@ class Urls:
 
 
 class OutboundProxy:
-    """Serves while it is entered. `tell` gets a line about each refusal, at most as often as TOLD_PAUSE says."""
+    """Serves while it is entered. `tell` gets a line about each refusal and each connection that the node ends, at most
+    as often as TOLD_PAUSE says, and then the number of the others."""
 
     def __init__(self, access: Access, *, port: int = 0, tell: Callable[[str], None]) -> None:
         self._access = access
@@ -105,12 +111,14 @@ class OutboundProxy:
         self._password = secrets.token_urlsafe(18)
         self._tasks = Tasks("outbound proxy")
         found = descriptors.clients(MAX_CLIENTS, MAX_UNPROVEN)
-        self._places = Places(found.most, unproven=found.unproven)
+        self._places = Places(found.most, unproven=found.unproven, patience=0.0 if TELLS_USERS else PATIENCE)
         self._to_tell = found.told
         self._connecting = asyncio.Semaphore(MAX_CONNECTING)
         self._listener: socket.socket | None = None
         self._may_tell = float(TOLD_AT_ONCE)
         self._told = 0.0
+        self._untold = 0
+        self._rest: asyncio.TimerHandle | None = None
 
     @property
     def urls(self) -> Urls:
@@ -139,6 +147,7 @@ class OutboundProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._tasks.aclose()
+        self._tell_rest()
         if self._listener is not None:
             self._listener.close()
 
@@ -268,3 +277,13 @@ class OutboundProxy:
         if self._may_tell >= 1.0:
             self._may_tell -= 1.0
             self._tell(harmless(text))
+            return
+        self._untold += 1
+        if self._rest is None:
+            self._rest = asyncio.get_running_loop().call_later(TOLD_REST, self._tell_rest)
+
+    def _tell_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._tell(f"More connections were refused or ended: {self._untold}.")
+            self._rest, self._untold = None, 0

@@ -4,7 +4,9 @@ They are kept as the lines that the log has, and bounded: MAX_EXCHANGES exchange
 MAX_EACH alerts of each, MAX_BYTES together. What an IDS found has no id, and is not kept.
 
 Pod proxies make the ids, and are not trusted: several pods may tell of the same id. Their exchanges are kept apart, so
-that none takes another's room, and whoever asks for an id chooses among them (`alert_changes.of_one_exchange`).
+that none takes the room of another's alerts of that id, and whoever asks for it chooses among them
+(`alert_changes.of_one_exchange`). The bounds are those of the daemon: a pod with many alerts takes the room of the
+older ones of all pods, which stand in the EVE log.
 """
 
 from __future__ import annotations

@@ -78,6 +78,19 @@ def test_a_list_beyond_all_bounds_is_answered_alone_and_keeps_the_compression_co
     assert goes_on(talk)
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_list_beyond_all_bounds_is_answered_without_room_too(*, ends: bool) -> None:
+    """A client sends a stream again that is refused, and this one would be."""
+    talk = mixed()
+    talk.relay._connection.state.limits = replace(talk.relay._connection.state.limits, diverted_streams=0)
+    bomb = talk.encoder.encode([*request(b"/bomb").head, *[(b"cookie", b"c" * 3000)] * 400])
+    talk.send(header_frames(5, bomb, end_stream=ends))
+    assert [fields[0] for fields in talk.heads(talk.client, 5)] == [(b":status", b"431")]
+    assert talk.client.of(RST_STREAM, 5) == ([] if ends else [(0, bytes(4))])
+    assert 5 not in talk.relay._connection.state.streams.exchanges
+    assert goes_on(talk)
+
+
 @pytest.mark.parametrize("stream", [1, 3])
 def test_trailers_beyond_all_bounds_end_their_stream_alone(stream: int) -> None:
     talk = mixed()

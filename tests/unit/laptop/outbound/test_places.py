@@ -1,5 +1,6 @@
 """Places in the proxy: of this user, and of those who have not shown that they may use it."""
 
+import asyncio
 import resource
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from sidestep.laptop.outbound import descriptors
 from sidestep.laptop.outbound.places import Places
+from tests.unit.tunnel.ends import asynchronous
 
 
 def test_the_oldest_stranger_goes_and_nobody_who_has_shown_that_he_may():
@@ -24,6 +26,22 @@ def test_the_oldest_stranger_goes_and_nobody_who_has_shown_that_he_may():
         places.take(number, lambda number=number: ended.append(number), proven=False)
     assert ended == [0, 2]
     assert not places.full
+
+
+@asynchronous
+async def test_the_oldest_stranger_has_a_while_where_users_cannot_be_told():
+    ended = []
+    places = Places(2, unproven=1, patience=0.05)
+    places.take(0, lambda: ended.append(0), proven=False)
+    waiting = asyncio.ensure_future(places.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    places.prove(0)
+    await waiting
+    places.take(1, lambda: ended.append(1), proven=False)
+    await places.room()  # when its time is over
+    places.take(2, lambda: ended.append(2), proven=False)
+    assert ended == [1]
 
 
 def test_with_all_places_taken_nobody_is_accepted():

@@ -253,6 +253,20 @@ async def test_other_users_take_no_place_of_this_one(monkeypatch):
 
 
 @asynchronous
+async def test_a_burst_of_clients_is_served_where_users_cannot_be_told(monkeypatch):
+    """They all connect before the first one says anything."""
+    monkeypatch.setattr(module, "MAX_UNPROVEN", 4)
+    monkeypatch.setattr(module, "TELLS_USERS", False)
+    monkeypatch.setattr(module, "is_ours", lambda _sock: False)
+    pod = Pod()
+    async with proxy(pod) as found:
+        password = found.urls.password.encode()
+        for reader, writer in [await client(found) for _ in range(40)]:
+            writer.write(b"\x05\x01\x02\x01\x08sidestep" + bytes((len(password),)) + password)
+            assert await said(reader, 4) == b"\x05\x02\x01\x00"
+
+
+@asynchronous
 async def test_what_the_node_ends_is_told_and_not_without_end():
     pod, told = Pod(), []
     async with proxy(pod, told):
@@ -261,6 +275,7 @@ async def test_what_the_node_ends_is_told_and_not_without_end():
     assert told[0].startswith("the node has ended 0")
     assert "\x1b" not in told[0]
     assert 1 < len(told) < 45
+    assert told[-1] == f"More connections were refused or ended: {100 - len(told[:-1])}."
 
 
 @asynchronous
