@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
 
 from sidestep.model.shown import MAX_LAST
 from sidestep.proxy.control import messages
@@ -87,15 +89,16 @@ class _Telling:
         if looked < STEP:
             self.entries = None
 
-    def next_lines(self) -> list[messages.LoggedRequest]:
-        """What fits into one message."""
-        lines: list[messages.LoggedRequest] = []
+    def next_lines(self) -> list[msgspec.Raw]:
+        """What fits into one message, encoded."""
+        lines: list[msgspec.Raw] = []
         room = ROOM
         for line in islice(self.found, STEP):
-            room -= len(encode(line))
+            encoded = encode(line)
+            room -= len(encoded)
             if room < 0 and lines:
                 break
-            lines.append(line)
+            lines.append(msgspec.Raw(encoded))
         return lines
 
 
@@ -130,7 +133,8 @@ class EarlierRequests:
         over = len(lines) == len(telling.found)
         told = messages.Earlier(telling.rule.uid, telling.number, telling.count, telling.is_kept)
         earlier = (told,) if over else ()
-        message = messages.Requests(self._link.next_seq(), tuple(lines), 0, (), earlier)
+        raw: Any = tuple(lines)
+        message = messages.Requests(self._link.next_seq(), raw, 0, (), earlier)
         if not self._link.send(message, droppable=True):
             return False
         for _ in lines:
