@@ -107,8 +107,9 @@ def strictest(settings: Sequence[PortWaf]) -> PortWaf:
 def most_profiles(ports: Iterable[PortWaf | None], outward: Iterable[PortWaf | None]) -> int:
     """How many profiles the inspector of a pod may be told of: those of its ports, and those of policies about what it
     sends with what they can be joined to."""
-    alone = {each.profile for each in outward if each is not None}
-    return len({each.profile for each in ports if each is not None}) + min(MAX_OUTWARD, (1 << len(alone)) - 1)
+    alone = len({each.profile for each in outward if each is not None})
+    joined = max(alone + (alone > 1), min(MAX_OUTWARD, (1 << alone) - 1))
+    return len({each.profile for each in ports if each is not None}) + joined
 
 
 def exemptions_of(settings: Waf) -> tuple[Exemption, ...]:

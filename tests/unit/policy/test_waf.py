@@ -141,3 +141,5 @@ def test_how_many_profiles_there_may_be():
     ports = [made[0], None, made[1], made[0]]
     assert [most_profiles(ports, made[:count]) for count in (0, 1, 2, 3, 8)] == [2, 3, 5, 9, 2 + MAX_OUTWARD]
     assert most_profiles((), [None, made[0], made[0]]) == 1
+    many = [alone(policy(str(at), threshold=at), 0) for at in range(1, 71)]
+    assert most_profiles((), many) == 71, "those that are not joined are known however many they are"

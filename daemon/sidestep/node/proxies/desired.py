@@ -134,7 +134,8 @@ async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged,
         told.credentials &= _credentials(ports, egress).keys()
         told.failures = failures
         told.configuration = wanted
-    for key in [key for key, sock in told.listeners.items() if desired.listeners.get(key) is not sock]:
+    wanted_listeners = _open(desired.listeners)
+    for key in [key for key, sock in told.listeners.items() if wanted_listeners.get(key) is not sock]:
         await proxy.tell(Unlisten(0, *key), doing=f"stop listening for port {key[0]}")
         del told.listeners[key]
     table = desired.table
@@ -142,7 +143,7 @@ async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged,
         message = ShareTable(0, table.network, table.entries)
         await proxy.tell(message, table.fd, doing="take the table of destinations")
         told.table = table
-    for key, sock in list(desired.listeners.items()):
+    for key, sock in _open(desired.listeners).items():
         if key not in told.listeners and sock.fileno() >= 0:
             await proxy.tell(Listen(0, *key), sock.fileno(), doing=f"listen for port {key[0]}")
             told.listeners[key] = sock

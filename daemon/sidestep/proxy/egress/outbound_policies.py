@@ -88,14 +88,16 @@ class OutboundPolicies:
         Those of which no policy has changed find out anew what applies to requests for each host: firewalls were joined
         anew (`OutboundFirewalls.replace`), and the inspector may not know those that it was asked about before.
         """
-        before, self._opened = self._opened, {}
-        for (judging, others), inspection in before.items():
-            left = self._left(judging), self._left(others)
-            if left != (judging, others):
-                inspection.give_way(self._inspection(*left) if any(left) else None)
-            else:
-                inspection.hosts.clear()
-                self._opened[judging, others] = inspection
+        before = {key: (self._left(key[0]), self._left(key[1])) for key in self._opened}
+        opened, self._opened = self._opened, {}
+        for key, left in before.items():
+            if left == key:
+                opened[key].hosts.clear()
+                self._opened[key] = opened[key]
+        # The others after these, of which one may be what others are judged by from now on.
+        for key, left in before.items():
+            if left != key:
+                opened[key].give_way(self._inspection(*left) if any(left) else None)
 
     def _left(self, policies: tuple[EgressPolicy, ...]) -> tuple[EgressPolicy, ...]:
         """What these policies say now, of those that are left."""

@@ -19,6 +19,7 @@ from sidestep.node.proxies.desired import (
     Desired,
     DestinationTable,
     ProxyError,
+    is_told,
     tell_difference,
 )
 from sidestep.policy.egress_rows import to_egress_snapshot
@@ -142,6 +143,19 @@ def test_the_table_of_destinations_is_told_before_its_listener_and_once(sock):
     assert proxy.told[3:] == ["ShareTable"]
     tell(proxy, desired, Acknowledged())
     assert proxy.told[4:] == ["Configure", "ShareTable", "Listen 65536"], "to the next process"
+
+
+def test_a_listener_that_its_owner_has_closed_is_desired_no_longer():
+    """Else a new process would be told nothing, and never count as told, while `Desired` still names it."""
+    proxy, told = Proxy(), Acknowledged()
+    with socket.socket() as sock:
+        desired = Desired({}, configure(port(1)), {(1, "tcp"): sock})
+        tell(proxy, desired, told)
+        assert is_told(desired, told)
+    assert not is_told(desired, told)
+    tell(proxy, desired, told)
+    assert proxy.told == ["Configure", "Listen 1", "Unlisten 1"]
+    assert is_told(desired, told)
 
 
 def test_a_failed_credential_costs_only_its_port(sock):

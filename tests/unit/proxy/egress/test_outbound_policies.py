@@ -46,10 +46,10 @@ class Scene:
     def changed(self):
         self.changes += 1
 
-    def connection(self, first=b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n"):
+    def connection(self, first=b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n", *, port=0):
         """What judges the requests of a new connection that begins with this."""
         seen = see(Event.DATA, first)
-        port = 80 if seen.clear_http else 443
+        port = port or (80 if seen.clear_http else 443)
         decision = decide(self.policies.current, ConnectionFacts(destination=WEB, port=port), seen, 0.0)
         live = self.policies.open(decision, name=seen.name, flow=1)
         return live.inspection.connection(live.outward.facts)
@@ -140,3 +140,16 @@ def test_without_the_policy_that_opened_a_connection_those_about_other_hosts_go_
     assert scene.firewall(connection, b"pay.test").names == ("shop/b",)
     scene.policies.configure([])
     assert connection.inspection.latest.is_over
+
+
+@pytest.mark.parametrize("first", [80, 8080])
+def test_connections_that_come_to_be_judged_by_the_same_policies_follow_them_all(scene, first):
+    """One is judged by policies of which one goes, the other by those that are left from the start."""
+    mine, second = snapshot("a", EVERYWHERE, ADMIN), snapshot("b", Destination("b", ports=(8080,)), ADMIN)
+    scene.policies.configure([mine, second])
+    connections = [scene.connection(port=port) for port in sorted((80, 8080), key=lambda port: port != first)]
+    scene.policies.configure([mine])
+    assert len({follow(each).inspection for each in connections}) == 1
+    scene.policies.configure([snapshot("a", EVERYWHERE)])
+    for each in connections:
+        assert not follow(each).request(b"GET", b"/admin", [(b"host", b"api.test")], 0.0).verdict.hits
