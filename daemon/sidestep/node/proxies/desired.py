@@ -21,7 +21,17 @@ import msgspec
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import SidestepError
-from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, ShareTable, Unlisten, UseNetwork
+from sidestep.proxy.control.messages import (
+    OUTBOUND,
+    OUTBOUND_TRANSPORT,
+    Configure,
+    Credential,
+    Listen,
+    Message,
+    ShareTable,
+    Unlisten,
+    UseNetwork,
+)
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
@@ -138,7 +148,7 @@ async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged,
     for key in [key for key, sock in told.listeners.items() if wanted_listeners.get(key) is not sock]:
         await proxy.tell(Unlisten(0, *key), doing=f"stop listening for port {key[0]}")
         del told.listeners[key]
-    table = desired.table
+    table = _open_table(desired)
     if table is not None and table is not told.table:
         message = ShareTable(0, table.network, table.entries)
         await proxy.tell(message, table.fd, doing="take the table of destinations")
@@ -152,13 +162,20 @@ async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged,
 def is_told(desired: Desired, told: Acknowledged) -> bool:
     """Whether `tell_difference` would find nothing to tell."""
     is_configured = desired.configuration is None or desired.configuration is told.configuration
-    has_table = desired.table is None or desired.table is told.table
+    table = _open_table(desired)
+    has_table = table is None or table is told.table
     return is_configured and has_table and told.listeners == _open(desired.listeners)
 
 
 def _open(listeners: Mapping[PortKey, socket.socket]) -> dict[PortKey, socket.socket]:
     """Without those that their owner has closed since a copy of what was desired was made."""
     return {key: sock for key, sock in listeners.items() if sock.fileno() >= 0}
+
+
+def _open_table(desired: Desired) -> DestinationTable | None:
+    """The table of destinations, which its owner closes with the listener: its number may be another file's since."""
+    is_open = (OUTBOUND, OUTBOUND_TRANSPORT) in _open(desired.listeners)
+    return desired.table if is_open else None
 
 
 async def _tell_credential(

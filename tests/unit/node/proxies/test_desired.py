@@ -143,6 +143,10 @@ def test_the_table_of_destinations_is_told_before_its_listener_and_once(sock):
     assert proxy.told[3:] == ["ShareTable"]
     tell(proxy, desired, Acknowledged())
     assert proxy.told[4:] == ["Configure", "ShareTable", "Listen 65536"], "to the next process"
+    sock.close()
+    tell(proxy, desired, late := Acknowledged())
+    assert proxy.told[7:] == ["Configure"], "the numbers of what is closed may be those of other files"
+    assert is_told(desired, late)
 
 
 def test_a_listener_that_its_owner_has_closed_is_desired_no_longer():
