@@ -73,7 +73,7 @@ def connected(netns: Netns, ip: str, context: ssl.SSLContext) -> Iterator[http.c
         contextlib.closing(netns.call(connect)) as raw,
         contextlib.closing(context.wrap_socket(raw, server_hostname=HOST)) as sock,
     ):
-        connection = http.client.HTTPSConnection(HOST, TLS_PORT)
+        connection = http.client.HTTPSConnection(HOST, TLS_PORT, context=context)  # else it reads all authorities
         connection.sock = sock
         connection.auto_open = 0
         yield connection
@@ -98,7 +98,7 @@ def once(netns: Netns, ip: str, context: ssl.SSLContext, *, marked: bool) -> tup
 
 
 @contextlib.contextmanager
-def load(netns: Netns, ips: Sequence[str], ca: Path, *, pace: float = 0.01) -> Iterator[Load]:
+def load(netns: Netns, ips: Sequence[str], ca: Path, *, pace: float = 0.03) -> Iterator[Load]:
     """Two clients for each address, one with the developer's header and one without, until the end of the block."""
     result = Load()
     context = client_context(ca.read_bytes())
