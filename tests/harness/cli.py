@@ -43,7 +43,7 @@ class Result:
 def sidestep(
     *words: str | Path,
     socket: Path | None = None,
-    within: float = 20.0,
+    within: float = 80.0,
     environment: Mapping[str, str] | None = None,
 ) -> Result:
     """Run a command to its end. `socket` is passed as --socket; each variable replaces one of this process's."""
