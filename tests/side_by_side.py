@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from tests.harness.processes import child
+
 UNIT: Final = ("nice", "-n", "10", "make", "--no-print-directory", "coverage")
 AGAIN: Final = Path(__file__).with_name("again.py")
 UNIT_OUTPUT: Final = Path("build/unit.txt")
@@ -39,10 +41,7 @@ def run(unit: Sequence[str], others: Sequence[str]) -> int:
     # A handler, not SIG_IGN: what is started here must not inherit that SIGINT is ignored.
     signal.signal(signal.SIGINT, lambda *_: None)
     UNIT_OUTPUT.parent.mkdir(exist_ok=True)
-    with (
-        UNIT_OUTPUT.open("wb") as kept,
-        subprocess.Popen(unit, stdout=kept, stderr=subprocess.STDOUT) as unit_tests,
-    ):
+    with UNIT_OUTPUT.open("wb") as kept, child(unit, stdout=kept, stderr=subprocess.STDOUT) as unit_tests:
         status = subprocess.call([sys.executable, "-m", "pytest", *others])
         print("sidestep: the unit tests, which ran meanwhile:", flush=True)
         follow(UNIT_OUTPUT, unit_tests)

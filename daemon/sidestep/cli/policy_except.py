@@ -68,7 +68,7 @@ class AlertId(click.ParamType[Told]):
         text = str(value).strip()
         told = _TOLD.fullmatch(text)
         found = Told(told[2], told[1]) if told else Told(text, "")
-        if text and not ID.fullmatch(found.id):
+        if not ID.fullmatch(found.id):
             self.fail(f"{harmless(repr(found.id), 80)} is no id of an alert: it looks like 2c6db743-1", param, ctx)
         return found
 

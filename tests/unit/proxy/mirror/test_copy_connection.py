@@ -399,6 +399,7 @@ def test_a_handler_that_answers_what_is_no_http2_is_dead(scene):
     assert not shop.ledger.gate.is_closed("uid-tap")
 
 
+@pytest.mark.alone  # the time that copies may take is counted
 def test_not_more_is_asked_at_once_than_tells_whether_the_handler_is_there(scene):
     shop = scene()
     shop.client.send(GET * 60)
@@ -408,6 +409,7 @@ def test_not_more_is_asked_at_once_than_tells_whether_the_handler_is_there(scene
     assert not shop.host.mirror_scheduler._queued
 
 
+@pytest.mark.alone  # as above
 def test_copies_take_their_share_of_the_time(scene):
     shop = scene()
     shop.host.mirror_scheduler.spend(0.25)

@@ -80,7 +80,7 @@ def test_a_leaf_does_not_outlive_its_ca():
 
 def test_a_ca_that_is_nearly_over_or_not_valid_yet_signs_nothing():
     authority = Authority("Short", lasts=RENEWAL.total_seconds() / 2)
-    assert Issuer(authority.pair).hindrance("a.test", NOW) == "issuer-expired"
+    assert Issuer(authority.pair).hindrance("a.test", dt.datetime.now(dt.UTC)) == "issuer-expired"
     assert Issuer(CA.pair).hindrance("a.test", NOW - dt.timedelta(days=365)) == "issuer-expired"
     assert Issuer(CA.pair).hindrance("a.test", NOW) == ""
 
