@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sidestep.model.condition import Condition, ConditionType
 
+if TYPE_CHECKING:
+    from sidestep.model.pod import Pod
+
 MAX_SHOWN = 120
 """Characters of a name or value that an error text shows; a longer one is cut and ends with an ellipsis."""
+
+
+def origins(pod: Pod) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield what carries annotations for this pod alone, nearest first: itself and its owners, each by its name as
+    `AnnotationProblem.origin`, with its annotations."""
+    yield f"pod {pod.key}", pod.annotations
+    for owner in pod.owners:
+        yield f"{owner.kind} {pod.key.namespace}/{owner.name}", owner.annotations
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from sidestep.config import annotation_names as names
-from sidestep.config.annotation_problem import AnnotationProblem
+from sidestep.config.annotation_problem import AnnotationProblem, origins
 from sidestep.config.annotation_values import parse_folder, parse_probe_timeout, parse_secret_name, parse_switch
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.pod import Pod, Transport
@@ -173,11 +173,9 @@ def resolve(
 
 
 def _sources(pod: Pod, namespace: Mapping[str, str], node: Mapping[str, str]) -> tuple[_Source, ...]:
-    where = pod.key.namespace
     return (
-        _Source(f"pod {pod.key}", pod.annotations, specific=True),
-        *(_Source(f"{owner.kind} {where}/{owner.name}", owner.annotations, specific=True) for owner in pod.owners),
-        _Source(f"namespace {where}", namespace),
+        *(_Source(origin, written, specific=True) for origin, written in origins(pod)),
+        _Source(f"namespace {pod.key.namespace}", namespace),
         _Source("its node", node, any_port=True),
     )
 

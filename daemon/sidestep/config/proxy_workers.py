@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sidestep.config.annotation_names import PROXY_WORKERS
-from sidestep.config.annotation_problem import AnnotationProblem
+from sidestep.config.annotation_problem import AnnotationProblem, origins
 from sidestep.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,14 +32,8 @@ def parse(value: str) -> int:
 
 def resolve(pod: Pod, namespace_annotations: Mapping[str, str]) -> tuple[int | None, tuple[AnnotationProblem, ...]]:
     """Return the number that is set nearest to the pod, None if none but the node may say one, and problems."""
-    where = pod.key.namespace
-    sources = (
-        (f"pod {pod.key}", pod.annotations),
-        *((f"{owner.kind} {where}/{owner.name}", owner.annotations) for owner in pod.owners),
-        (f"namespace {where}", namespace_annotations),
-    )
     problems: list[AnnotationProblem] = []
-    for origin, written in sources:
+    for origin, written in (*origins(pod), (f"namespace {pod.key.namespace}", namespace_annotations)):
         value = written.get(PROXY_WORKERS)
         if value is None:
             continue

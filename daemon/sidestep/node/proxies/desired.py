@@ -153,7 +153,7 @@ async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged,
         message = ShareTable(0, table.network, table.entries)
         await proxy.tell(message, table.fd, doing="take the table of destinations")
         told.table = table
-    for key, sock in _open(desired.listeners).items():
+    for key, sock in list(desired.listeners.items()):
         if key not in told.listeners and sock.fileno() >= 0:
             await proxy.tell(Listen(0, *key), sock.fileno(), doing=f"listen for port {key[0]}")
             told.listeners[key] = sock

@@ -188,31 +188,16 @@ class ProxyWorker:
         it is FAILED or STOPPED, the deadline has passed."""
         try:
             async with patience(self._apply_deadline, of=lambda: self.pid):
-                while True:
-                    process = await self.running()
-                    try:
-                        await self._tell(process)
-                    except (ChannelClosed, DeadlineError):
-                        await process.ended()
-                        await asyncio.sleep(0)  # Let `keep_alive` see it first.
-                    else:
-                        return process.told
+                while (told := await self._told(await self.running())) is None:
+                    pass
+                return told
         except TimeoutError as error:
             raise DeadlineError(f"telling the pod proxy {self.name}", self._apply_deadline) from error
 
     async def tell_present(self) -> Acknowledged | None:
         """Tell the accepting process the desired state; None: there is none, or it has ended meanwhile, and its
         successor will be told everything. Raises ProxyError."""
-        process = self._accepting
-        if process is None:
-            return None
-        try:
-            await self._tell(process)
-        except (ChannelClosed, DeadlineError):
-            await process.ended()
-            await asyncio.sleep(0)  # Let `keep_alive` see it first.
-            return None
-        return process.told
+        return None if self._accepting is None else await self._told(self._accepting)
 
     async def hand(self, message: messages.ToProxy, fd: int, *, doing: str) -> None:
         """Tell the present process something that is no part of the desired state. Raises SidestepError."""
@@ -272,6 +257,16 @@ class ProxyWorker:
         if self.leaving and process is not self._told_to_leave:
             return False
         return is_told(self._desired.of_worker(self.number, leaving=self.leaving), process.told)
+
+    async def _told(self, process: ProxyProcess) -> Acknowledged | None:
+        """Tell a process the desired state; None: it has ended meanwhile. Raises ProxyError."""
+        try:
+            await self._tell(process)
+        except (ChannelClosed, DeadlineError):
+            await process.ended()
+            await asyncio.sleep(0)  # Let `keep_alive` see it first.
+            return None
+        return process.told
 
     async def _tell(self, process: ProxyProcess, *, before_listening: bool = False) -> None:
         """Tell a process what it is to know, or only what it has to know before it gets listeners."""

@@ -128,10 +128,13 @@ class Conductor:
     @property
     def tls_facts(self) -> LoggedTls | None:
         """More of a client that came over TLS: made when something is first mirrored, as long as it is there."""
+        self._take_tls_facts()
+        return self._tls_facts
+
+    def _take_tls_facts(self) -> None:
         if self._tls_facts is None and self.tls:
             stream, hello = self._legs.of(self.relay.client).stream, self._hello
             self._tls_facts, self._hello = tls_facts(stream, self.server_name, hello), b""
-        return self._tls_facts
 
     @property
     def allows_late_auth(self) -> bool:
@@ -444,7 +447,7 @@ class Conductor:
     def _mirroring(self) -> ConnectionMirror:
         if self._mirror is None:
             self._mirror = ConnectionMirror(self._loop, MirroredConnection(self), self.host.mirror_scheduler)
-            self._tls_facts = self.tls_facts
+            self._take_tls_facts()
         return self._mirror
 
     @property
@@ -505,8 +508,8 @@ class Conductor:
         """Before the client's leg is closed: have what is inspected concluded, of which a record is made, and take the
         facts of its TLS if something was mirrored of which nothing was told yet."""
         relay = self.relay
-        if relay.mirror.queue is not None and self._tls_facts is None:
-            self._tls_facts = self.tls_facts
+        if relay.mirror.queue is not None:
+            self._take_tls_facts()
         gate = relay.gate
         if gate is not None:
             gate.break_off()
