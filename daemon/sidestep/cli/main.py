@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import click
 
 from sidestep import __version__
+from sidestep.cli.importing import uncollected
 from sidestep.cli.standard_streams import open_standard_streams, silence_stdout
 from sidestep.model.errors import SidestepError
 from sidestep.model.text import harmless
@@ -65,7 +66,8 @@ class Commands(click.Group):
         """As Group.get_command."""
         if cmd_name in COMMANDS and cmd_name not in self.commands:
             module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-            self.add_command(getattr(importlib.import_module(module), attribute))
+            with uncollected():
+                self.add_command(getattr(importlib.import_module(module), attribute))
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -12,6 +12,7 @@ import click
 
 from sidestep.aio.named_file import mode_of
 from sidestep.cli.command import Command, FilePath
+from sidestep.cli.importing import uncollected
 from sidestep.cli.options import socket_option
 from sidestep.config.node_options import NodeOptions, PodIdentity
 from sidestep.config.node_settings import OWN_NAMESPACE
@@ -62,7 +63,8 @@ def node(manifests: Path | None, node_name: str, eve: Path | None, crs: Path | N
         raise ConfigurationError("is for local mode; a Node has the annotation sidestep.dev/eve", subject="--eve")
     if crs is not None and not stat.S_ISDIR(mode_of(crs)):
         raise ConfigurationError("is not a directory", subject="--crs", value=str(crs)[:200])
-    from sidestep.node.daemon import run
+    with uncollected():
+        from sidestep.node.daemon import run
 
     pod = None
     if manifests is None:

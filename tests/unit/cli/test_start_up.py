@@ -18,8 +18,8 @@ from sidestep.cli.main import COMMANDS, sidestep
 
 HEAVY = {"asyncio", "cryptography", "h2", "kubernetes", "msgspec", "ssl", "yaml"}
 OURS = {
-    "sidestep", "sidestep.cli", "sidestep.cli.main", "sidestep.cli.standard_streams", "sidestep.model",
-    "sidestep.model.errors", "sidestep.model.text",
+    "sidestep", "sidestep.cli", "sidestep.cli.importing", "sidestep.cli.main", "sidestep.cli.standard_streams",
+    "sidestep.model", "sidestep.model.errors", "sidestep.model.text",
 }  # fmt: skip
 HELP = ["-h", "--help"]
 COMPLETING = OURS | {"sidestep.cli.words"}
