@@ -224,11 +224,19 @@ bench-quick: setup ## CPU per request only, less than a minute
 	@$(BIN)/python -m tests.bench --quick
 
 .PHONY: check
-check: $(VENV)/.stamp ## Lint, types, layers
+check: $(VENV)/.stamp build/layers/.stamp ## Lint, types, layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@PYTHONPATH=daemon build/layers/bin/lint-imports
+
+# What checks the layers brings a library that would make each process of the tests start later (pyproject.toml).
+build/layers/.stamp: tests/layers.lock | $(VENV)/.stamp
+	@echo "Installing import-linter in build/layers"
+	@$(PYTHON) -m venv --clear --without-pip build/layers
+	@$(BIN)/pip -q --disable-pip-version-check --python build/layers/bin/python install --only-binary=:all: \
+		--require-hashes -r tests/layers.lock
+	@touch $@
 
 .PHONY: format
 format: $(VENV)/.stamp ## Rewrite the sources in the house style
@@ -246,6 +254,7 @@ lock: ## Pin the dependencies of pyproject.toml again (needs uv)
 		--group dev pyproject.toml -o requirements.lock
 	@echo hatchling | $(COMPILE) - -o deploy/build.lock
 	@$(COMPILE) pyproject.toml -o deploy/runtime.lock
+	@$(COMPILE) --group layers -o tests/layers.lock
 	@$(COMPILE) --group release -o deploy/release.lock
 	@$(COMPILE) --group helm -o deploy/helm.lock
 	@$(COMPILE) --group site -o deploy/site.lock
