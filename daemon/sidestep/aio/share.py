@@ -13,11 +13,10 @@ taken for hostile, because the others may leave theirs unused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class ShareLimits:
+class ShareLimits(msgspec.Struct, frozen=True):
     """Limits of a share; times in seconds."""
 
     burst: float

@@ -6,7 +6,6 @@ Whoever may not read policies, and a cluster in which their definitions are not 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -121,8 +120,7 @@ async def written(access: ClusterAccess, namespace: str) -> list[InspectionPolic
         await api.aclose()
 
 
-@dataclass(frozen=True, slots=True)
-class InspectedWorkloads:
+class InspectedWorkloads(msgspec.Struct, frozen=True):
     """The workloads of a namespace to which policies apply: `kind/name` and one of the ports, "" where they apply only
     to connections that it makes. `is_cut`: a status has no room for all of them."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import http
 import re
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, quote
 
@@ -25,8 +24,7 @@ _MOST_SECONDS: Final = 253402300799.0
 """The end of the year 9999."""
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(msgspec.Struct, frozen=True):
     """What was recorded behind a request's head. `is_cut`: there was more."""
 
     data: bytes

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+import msgspec
 
 from sidestep.cli.har_entries import Body
 from sidestep.cli.page_actions import har_of, replay_flows
@@ -43,8 +43,7 @@ MAX_PORT: Final = 65535
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class PageSettings:
+class PageSettings(msgspec.Struct, frozen=True):
     """How a page is served. `port` 0: any that is free; `opened`: the desktop's browser is asked to show it."""
 
     port: int = 0

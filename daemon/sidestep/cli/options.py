@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from sidestep.cli.command import NAMESPACE, FilePath, fault
 from sidestep.config.node_options import DEFAULT_SOCKET
@@ -18,8 +18,7 @@ _PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 """Name or number of a port. Container port names have at most 15 characters (IANA_SVC_NAME), those of Services more."""
 
 
-@dataclass(frozen=True, slots=True)
-class PortMapping:
+class PortMapping(msgspec.Struct, frozen=True):
     """`LOCAL[:PORT[/UDP]]`: the handler's port, and the workload's port as written."""
 
     local: int

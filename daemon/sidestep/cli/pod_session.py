@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import click
+import msgspec
 
 from sidestep.aio.interrupts import interrupts
 from sidestep.cli import variables
@@ -142,8 +143,7 @@ def write_private(path: Path, text: str, *, option: str) -> None:
         file.write(text.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """What of the pod's world a command is to find on this machine. Nothing: it finds none of it."""
 
     inherit: bool = False

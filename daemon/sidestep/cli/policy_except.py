@@ -11,7 +11,6 @@ import asyncio
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import quote
@@ -48,8 +47,7 @@ _TOLD: Final = re.compile(r"sidestep: policy (\S+), id (\S+)")
 _DECODER: Final = msgspec.json.Decoder(Record)
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True):
     """An alert's id, and the policy that the client was told, "" if only the id is known."""
 
     id: str

@@ -7,7 +7,8 @@ says so. A namespace with the name of a kind is given with -n.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import FLOWS, SessionKind
@@ -16,8 +17,7 @@ KINDS = (*(kind.value for kind in SessionKind), FLOWS)
 """What sessions are called, in the order in which one is taken whose kind is not given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """A session as it was written. `namespace` and `kind` are empty where they were not."""
 
     name: str

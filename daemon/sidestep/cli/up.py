@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from sidestep.aio.interrupts import interrupts
 from sidestep.aio.named_file import read_named
@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 DEFAULT = Path("sidestep.yaml")
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(msgspec.Struct, frozen=True):
     """A session that is to run: what it asks for, its handler, and how it is described."""
 
     spec: SessionSpec

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sidestep.model.condition import Condition, ConditionType
 
@@ -23,8 +24,7 @@ def origins(pod: Pod) -> Iterator[tuple[str, Mapping[str, str]]]:
         yield f"{owner.kind} {pod.key.namespace}/{owner.name}", owner.annotations
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotationProblem:
+class AnnotationProblem(msgspec.Struct, frozen=True):
     """One annotation that cannot be used.
 
     `subject` is the object that is affected ("pod shop/orders-1", "node n1"). `origin` is the object that carries the

@@ -25,8 +25,11 @@ import enum
 import functools
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.config import annotation_names as names
 from sidestep.config.annotation_problem import AnnotationProblem, origins
@@ -72,8 +75,7 @@ class ClientAuth(enum.StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateSource:
+class CertificateSource(msgspec.Struct, frozen=True):
     """A folder in a container, or a Secret in the pod's namespace.
 
     `annotation` and `origin` name the annotation that requests it and the object that carries the annotation.
@@ -86,8 +88,7 @@ class CertificateSource:
     scope: CertificateScope = CertificateScope.PORT
 
 
-@dataclass(frozen=True, slots=True)
-class PortTls:
+class PortTls(msgspec.Struct, frozen=True):
     """TLS settings of one TCP port.
 
     `containers` lists the containers in which a path is looked up: those that declare the port, otherwise all in spec
@@ -107,7 +108,7 @@ class PortTls:
     late_client_auth: bool = False
     keeps_recent: bool = False
     containers: tuple[str, ...] = ()
-    origins: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def certificate_scope(self) -> CertificateScope:
@@ -115,16 +116,14 @@ class PortTls:
         return self.downstream.scope if self.downstream else CertificateScope.NONE
 
 
-@dataclass(frozen=True, slots=True)
-class PodTls:
+class PodTls(msgspec.Struct, frozen=True):
     """TLS settings by container port, and the problems found."""
 
     ports: Mapping[int, PortTls]
     problems: tuple[AnnotationProblem, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(msgspec.Struct, frozen=True):
     """One object that carries annotations. `specific`: it applies to this pod only, so an unknown port is a mistake."""
 
     origin: str
@@ -133,8 +132,7 @@ class _Source:
     any_port: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """The annotation that decides one key of one port."""
 
     annotation: str

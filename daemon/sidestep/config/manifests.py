@@ -12,7 +12,10 @@ Each file is read separately (`load_file`), in a child of the daemon, because it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.config import objects, yaml_documents
 from sidestep.config.field_error import FieldError
@@ -35,8 +38,7 @@ MAX_ERRORS = 50
 _POLICIES = ("InspectionPolicy", "ClusterInspectionPolicy")
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestError:
+class ManifestError(msgspec.Struct, frozen=True):
     """An error in one document.
 
     `document` and `line` are 1-based; 0 when the error concerns the whole file. `subject` is the object ("Pod
@@ -62,8 +64,7 @@ class ManifestError:
         return Condition(ConditionType.MANIFEST_INVALID, f"manifest {self.file}", str(self))
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(msgspec.Struct, frozen=True):
     """One object of a file. `place` describes its position in words, `at` is the position for an error."""
 
     subject: str
@@ -72,8 +73,7 @@ class Declared:
     at: ManifestError
 
 
-@dataclass(frozen=True, slots=True)
-class FileObjects:
+class FileObjects(msgspec.Struct, frozen=True):
     """The objects that one file declares. Contains no file text and no Secret data."""
 
     size: int = 0
@@ -173,8 +173,7 @@ def _limit_errors(name: str, errors: list[ManifestError]) -> list[ManifestError]
     return [*errors[:MAX_ERRORS], ManifestError(name, 0, excess[0].line, "", "", reason)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Position:
+class _Position(msgspec.Struct, frozen=True):
     """Position of an object in a file. `prefix` is the path of an item within a List."""
 
     file: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 DEFAULT_SOCKET = Path("/run/sidestep/node.sock")
 """Default path of the unix socket on which the daemon serves command lines of this machine."""
@@ -15,8 +16,7 @@ DEFAULT_HEALTH_PORT = 9464
 """Port of /healthz, /readyz and /metrics of a daemon in a cluster."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodIdentity:
+class PodIdentity(msgspec.Struct, frozen=True):
     """The pod in which a daemon of a cluster runs, from the downward API."""
 
     namespace: str
@@ -24,8 +24,7 @@ class PodIdentity:
     service_account: str = "sidestep-node"
 
 
-@dataclass(frozen=True, slots=True)
-class NodeOptions:
+class NodeOptions(msgspec.Struct, frozen=True):
     """Options of the node daemon.
 
     `manifests` is the directory of local mode, None in a cluster; `node_name` is the name of this node. `pod` and the

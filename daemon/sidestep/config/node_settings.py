@@ -13,9 +13,10 @@ import enum
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import TypeVar
+
+import msgspec
 
 from sidestep.config import annotation_names as names
 from sidestep.config import proxy_workers
@@ -51,8 +52,7 @@ class EveOutput(enum.StrEnum):
     UNIX = "unix"
 
 
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
+class NodeSettings(msgspec.Struct, frozen=True):
     """Settings of one node. `namespaces` are globs; `max_pods` is None for no limit; `drain_timeout` is in seconds;
     `inspection` says whether inspection policies apply; `outbound_deny` are networks (CIDR) to which no session
     may have a pod connect; `proxy_workers` is the number of processes of a pod proxy unless its pod says a smaller one,

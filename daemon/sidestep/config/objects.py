@@ -13,8 +13,10 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.config import object_fields as fields
 from sidestep.config.field_error import FieldError
@@ -43,8 +45,7 @@ _UID = re.compile(r"[-.:/a-zA-Z0-9]{1,128}")
 _TRANSPORTS = {"TCP": Transport.TCP, "UDP": Transport.UDP}
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceObject:
+class NamespaceObject(msgspec.Struct, frozen=True):
     """A Namespace: name, annotations and the first MAX_LABELS labels, by name."""
 
     name: str
@@ -52,8 +53,7 @@ class NamespaceObject:
     labels: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class NodeObject:
+class NodeObject(msgspec.Struct, frozen=True):
     """A Node: name, annotations, and the addresses of its status."""
 
     name: str
@@ -61,16 +61,14 @@ class NodeObject:
     addresses: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PodObject:
+class PodObject(msgspec.Struct, frozen=True):
     """A pod and the references to its owners, which are not linked yet."""
 
     pod: Pod
     owners: tuple[OwnerReference, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class InvalidPolicy:
+class InvalidPolicy(msgspec.Struct, frozen=True):
     """An inspection policy whose document cannot be used. `namespace` is empty for one of the cluster."""
 
     namespace: str

@@ -8,7 +8,8 @@ per kind can own a pod; the first by name is taken.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from sidestep.model.pod import Owner, Pod
 from sidestep.model.workload import OwnerReference, Workload, WorkloadKey

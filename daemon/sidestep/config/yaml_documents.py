@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 import yaml
 
 from sidestep.model.errors import ConfigurationError
@@ -57,8 +58,7 @@ class YamlError(ConfigurationError):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """One document. `number` counts the non-empty documents of a file from 1; `line` is the file's line of its first
     line.
     """

@@ -21,8 +21,9 @@ deadline, and what happens then is a verdict that ends the waiting.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Final, Literal
+
+import msgspec
 
 from sidestep.engine.relay import OnUnreadable
 from sidestep.model.condition import ConditionType
@@ -64,8 +65,7 @@ class Event(enum.Enum):
     """The app, which is connected, sent something or ended its side before the client began."""
 
 
-@dataclass(frozen=True, slots=True)
-class PortFacts:
+class PortFacts(msgspec.Struct, frozen=True):
     """What is known of the port that a connection came to, and of the client.
 
     tls                "never", "always" or "probe"
@@ -90,8 +90,7 @@ class PortFacts:
     detection_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(msgspec.Struct, frozen=True):
     """What a client began with.
 
     hello            its ClientHello, as the records it came in
@@ -108,48 +107,41 @@ class Offer:
     late_auth: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Base:
+class _Base(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool | None = None
     """Whether the client speaks TLS; None: its bytes do not tell, or are neither TLS nor HTTP."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait(_Base):
+class Wait(_Base, frozen=True):
     """Look again when `more` bytes beyond those at hand are there; after `seconds` the time is over."""
 
     more: int
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class AskApp(_Base):
+class AskApp(_Base, frozen=True):
     """Connect to the app and see who speaks first; after `seconds` the time is over."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Unparsed(_Base):
+class Unparsed(_Base, frozen=True):
     """Relay bytes, unread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Http(_Base):
+class Http(_Base, frozen=True):
     """Relay requests of this protocol."""
 
     protocol: Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class OpenTls(_Base):
+class OpenTls(_Base, frozen=True):
     """Finish both handshakes, the app's first."""
 
     offer: Offer
 
 
-@dataclass(frozen=True, slots=True)
-class Pass(_Base):
+class Pass(_Base, frozen=True):
     """Pass the connection through. `reason` is stable and short (a metric label).
 
     `condition` is what an operator is told, if it is TLS that could otherwise be opened; `server_name` is what the
@@ -161,8 +153,7 @@ class Pass(_Base):
     server_name: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Close(_Base):
+class Close(_Base, frozen=True):
     """Close the connection. The fields are those of `Pass`."""
 
     reason: str

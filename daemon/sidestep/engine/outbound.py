@@ -33,10 +33,14 @@ Invariants
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.engine.classification import IDLE_SECONDS, PEEK, REST_SECONDS, AskApp, Event, Protocol, Wait
 from sidestep.policy.accepted_policy import Outcome
@@ -131,8 +135,7 @@ class Seen:
         return known.ja3, known.ja4
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What becomes of a connection. `reason` says why it was not judged as a policy wants; empty if it was.
 
     `is_judged`: some policy is about it, or might be. `facts` are what rules about its requests may ask of it.
@@ -211,7 +214,7 @@ def decide(policies: EgressPolicies, facts: ConnectionFacts, seen: Seen, now: fl
     if not (treatment.policies or treatment.doubtful):
         return Decision()
     asked = policies.looks_at_fingerprints and any(each.looks_at_fingerprints for each in treatment.policies)
-    known = replace(facts, server_name=seen.name, fingerprints=seen.fingerprints if asked else ())
+    known = dataclasses.replace(facts, server_name=seen.name, fingerprints=seen.fingerprints if asked else ())
     verdict = policies.verdict(treatment, known, now)
     reason, closes = _unread(treatment, seen)
     opening = None if reason or treatment.doubtful else _opening(treatment, seen)

@@ -14,14 +14,16 @@ A capture is hostile: the connections that are followed, and the requests and by
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from sidestep.engine.classification import PEEK, Event, Http, Pass, PortFacts, Wait, classify
 from sidestep.engine.http1.relay import Http1Relay
@@ -75,8 +77,7 @@ _CLEAR_PORT: Final = PortFacts(
 _REASONS: Final = {"tls-without-certificate": TLS}
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
+class Where(msgspec.Struct, frozen=True):
     """A connection of the capture, as text: `host:port` of both ends; `number` counts from 1."""
 
     number: int
@@ -108,8 +109,7 @@ class ReplayedRequest:
         return max((hit.action for hit in self.hits), default=Outcome.PASS)
 
 
-@dataclass(frozen=True, slots=True)
-class NotInspected:
+class NotInspected(msgspec.Struct, frozen=True):
     """Something of a connection that no rule has seen; `reason` is a stable word, as the metric's label."""
 
     where: Where
@@ -344,7 +344,7 @@ class _Notes:
     def of(self, request: ReplayedRequest) -> ReplayedRequest:
         """Where to note more of a request: in itself, or, once it was told, in a further telling of it."""
         if request.number not in self._requests:
-            self._requests[request.number] = replace(request, hits=[], unread=[])
+            self._requests[request.number] = dataclasses.replace(request, hits=[], unread=[])
         return self._requests[request.number]
 
     def as_enforced(self, record: HitRecord) -> HitRecord:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Final
 
@@ -79,8 +78,7 @@ class _Event(msgspec.Struct, frozen=True):
 _DECODER: Final = msgspec.json.Decoder(_Event)
 
 
-@dataclass(frozen=True, slots=True)
-class IdsEvent:
+class IdsEvent(msgspec.Struct, frozen=True):
     """One line, decoded."""
 
     event: _Event

@@ -22,6 +22,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from sidestep.model.errors import ConfigurationError
 
 MAX_TEXT: Final = 1024 * 1024
@@ -43,8 +45,7 @@ _OPTION: Final = re.compile(r"(?:[^;\\]|\\.)*;", re.DOTALL)
 _SID: Final = re.compile(r"[0-9]{1,9}")
 
 
-@dataclass(frozen=True, slots=True)
-class IdsRule:
+class IdsRule(msgspec.Struct, frozen=True):
     """One rule: its `sid`, what stands before the options, and the options as (keyword, value or None)."""
 
     sid: int

@@ -31,7 +31,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -81,8 +80,7 @@ _VERSION: Final = re.compile(r"version ([0-9][0-9A-Za-z.-]{0,31})")
 _NOISE: Final = re.compile(r"^(?:E|W|i|Error|Warning|Notice|Info): (?:detect(?:-parse)?|suricata): ")
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """Why Suricata refuses rules, "" if it does not, and the bytes that were resident while it tested them."""
 
     problem: str

@@ -28,8 +28,9 @@ Set were compiled in the zygote, custom ones are interpreted.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import KernelError
 from sidestep.sandbox import capabilities, landlock, namespaces, rlimits, seccomp, syscalls
@@ -50,8 +51,7 @@ ALLOWED: Final = {name: syscalls.ALLOWED[name] for name in _NAMES}
 """What libmodsecurity, PCRE, libxml2 and Python call for a verdict: measured, and some for other C libraries."""
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
+class Confinement(msgspec.Struct, frozen=True):
     """User and group id; `memory` in bytes of private writable memory, what the zygote has of it included."""
 
     uid: int

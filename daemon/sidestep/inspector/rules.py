@@ -23,9 +23,10 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from sidestep.inspector.regexes import Regexes
 from sidestep.model.errors import ConfigurationError
@@ -162,8 +163,7 @@ class Judgement(NamedTuple):
     score: int
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(msgspec.Struct, frozen=True):
     """Where a Core Rule Set is: its setup file and the folder of its rules."""
 
     setup: str

@@ -24,10 +24,10 @@ import select
 import signal
 import socket
 import sys
-from dataclasses import replace
 from typing import Final, NoReturn
 
 import msgspec
+from msgspec.structs import replace
 
 from sidestep.aio.packets import ChannelClosed, Outbox, receive_packet
 from sidestep.inspector import confinement

@@ -16,7 +16,8 @@ process of CRI-O in the host's namespaces, not the container.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 _UID = r"[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}"
 _POD = re.compile(rf"(?:.*-)?pod({_UID})(?:\.slice)?(?::[a-z-]+:([0-9a-f]{{12,64}}))?")
@@ -26,8 +27,7 @@ MAX_TEXT = 64 * 1024
 """Characters of a cgroup file that are parsed."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodCgroup:
+class PodCgroup(msgspec.Struct, frozen=True):
     """The pod's UID (with dashes) and the container id; "" for a process outside of the containers.
 
     `path` is the pod's cgroup below the root of version 2; "" when only version 1 names it.

@@ -8,8 +8,10 @@ the Deployment controller copies them there and never removes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.config import objects
 from sidestep.kube.endpoints import slice_of
@@ -23,16 +25,14 @@ KEPT_ANNOTATIONS = ("telepresence.io/", "sidestep.dev/")
 """Prefixes of the annotations that are kept; others can be large."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadinessGate:
+class ReadinessGate(msgspec.Struct, frozen=True):
     """What a pod's status says: `status` of the condition READINESS_GATE ("" while there is none)."""
 
     status: str
     containers_ready: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedPod:
+class ObservedPod(msgspec.Struct, frozen=True):
     """A pod as received from the API server. `containers` maps container ids, without the runtime's prefix, to
     names.
     """
@@ -43,8 +43,7 @@ class ObservedPod:
     """Set if the pod's spec asks for READINESS_GATE."""
 
 
-@dataclass(frozen=True, slots=True)
-class Collection:
+class Collection(msgspec.Struct, frozen=True):
     """A collection of the API. `paths` are relative to /apis or /api, with {} for the scope; newest version first."""
 
     name: str

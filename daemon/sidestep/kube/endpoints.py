@@ -8,10 +8,10 @@ definition takes precedence, in particular its port number, which clients use.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sidestep.config.field_error import FieldError
 from sidestep.config.object_fields import MetadataFields
@@ -45,8 +45,7 @@ class _Slice(msgspec.Struct):
     ports: list[_Port] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointSlice:
+class EndpointSlice(msgspec.Struct, frozen=True):
     """The part of a slice that concerns pods. `ports` have the endpoint's port as number and target."""
 
     namespace: str

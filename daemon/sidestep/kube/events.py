@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-from dataclasses import dataclass
 
 import msgspec
 
@@ -16,8 +15,7 @@ MAX_MESSAGE = 1000
 """Characters. The API server accepts 1,024."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventSubject:
+class EventSubject(msgspec.Struct, frozen=True):
     """The object of an Event. Events of a cluster-wide object are created in namespace `default`."""
 
     api_version: str

@@ -6,8 +6,9 @@ A derived value is rebuilt only when one of its inputs has changed: unchanged ob
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from sidestep.config.ownership import link_owners
 from sidestep.kube.collection_cache import CollectionCache

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -156,8 +155,7 @@ class _Envelope(ResourceFields, frozen=True):
     status: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedPolicy:
+class ObservedPolicy(msgspec.Struct, frozen=True):
     """A policy as received. `policy` is None when its document cannot be parsed; `problem` is the reason."""
 
     kind: str

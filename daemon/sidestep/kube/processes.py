@@ -13,6 +13,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from sidestep.kube.cgroups import pod_cgroups
 from sidestep.model.pod import Location
 
@@ -23,16 +25,14 @@ MAX_DEPTH = 3
 """Folder levels between the root of version 2 and the part of a path that a cgroup namespace shows."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodToLocate:
+class PodToLocate(msgspec.Struct, frozen=True):
     """A pod to locate. `containers` maps container ids, without the runtime's prefix, to names."""
 
     uid: str
-    containers: Mapping[str, str] = field(default_factory=dict)
+    containers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(msgspec.Struct, frozen=True):
     """A process, identified by `pid` and `started` (clock ticks since boot)."""
 
     pid: int

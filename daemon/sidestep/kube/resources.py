@@ -18,7 +18,6 @@ import datetime as dt
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -104,8 +103,7 @@ class _Envelope(ResourceFields, frozen=True):
     status: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedResource:
+class ObservedResource(msgspec.Struct, frozen=True):
     """A resource whose spec is not validated. `fields` is None when the spec has the wrong types; `flaw` is the
     reason.
     """
@@ -145,8 +143,7 @@ def resource_path(kind: SessionKind, namespace: str, name: str) -> str:
     return f"{collection_path(kind, namespace)}/{escape(name)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(msgspec.Struct, frozen=True):
     """A validated resource. `intercept` and `public_key` are set unless `problem` is."""
 
     kind: SessionKind

@@ -15,10 +15,10 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from sidestep.config import capture
 from sidestep.config.filters import check_limits, check_method, check_name, check_value
@@ -151,8 +151,7 @@ class PodAccessFields(ResourceFields, frozen=True):
 AnySpec = SpecFields | CaptureFields | InspectionFields | PodAccessFields
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
+class Definition(msgspec.Struct, frozen=True):
     """How a kind of session is a resource."""
 
     kind: str

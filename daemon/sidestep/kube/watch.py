@@ -34,8 +34,7 @@ METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 KubeObject = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class WatchLimits:
+class WatchLimits(msgspec.Struct, frozen=True):
     """Parameters of a watch, in seconds unless noted otherwise."""
 
     page: int = 500

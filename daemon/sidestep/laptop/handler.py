@@ -15,9 +15,11 @@ import asyncio
 import re
 import socket
 import ssl
-from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.aio.named_file import read_named
 from sidestep.aio.os_reason import os_reason
@@ -48,8 +50,7 @@ _OFFERS = {"h2": ["h2", "http/1.1"], "http/1.1": ["http/1.1"]}
 """ALPN offers (RFC 7301) by the client's protocol."""
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerSettings:
+class HandlerSettings(msgspec.Struct, frozen=True):
     """Address of the handler and how to reach it. `ca` is a PEM file for verifying its certificate."""
 
     port: int

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -65,8 +64,7 @@ class SessionObserver(Protocol):
         """Something that is good to know, and said once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How a session ended: by `stop` (both None), by the daemon, or by an error of the tunnel."""
 
     ended: Ended | None = None

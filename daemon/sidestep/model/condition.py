@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+import msgspec
 
 
 class ConditionType(enum.StrEnum):
@@ -48,8 +49,7 @@ class ConditionType(enum.StrEnum):
     """Records of inspection are lost: a full disk, or nobody reads them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(msgspec.Struct, frozen=True):
     """`subject` is what it is about ("pod shop/orders-1 port 8443", "node n1"); `text` is one line for a person."""
 
     type: ConditionType

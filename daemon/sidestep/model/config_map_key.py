@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigMapKey:
+class ConfigMapKey(msgspec.Struct, frozen=True):
     """A text in a ConfigMap. `namespace` is the policy's own, unless a ClusterInspectionPolicy names one."""
 
     namespace: str

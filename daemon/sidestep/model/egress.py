@@ -6,9 +6,10 @@ Values only. `config.egress` parses documents into them, `policy.egress` judges 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
+
+import msgspec
 
 Network = IPv4Network | IPv6Network
 
@@ -34,16 +35,14 @@ class Quic(enum.StrEnum):
     BLOCK = "Block"
 
 
-@dataclass(frozen=True, slots=True)
-class SecretRef:
+class SecretRef(msgspec.Struct, frozen=True):
     """A Secret with certificates. `namespace` is the policy's own, unless a ClusterInspectionPolicy names one."""
 
     namespace: str
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(msgspec.Struct, frozen=True):
     """Where a connection goes: AND between kinds, one of each. A kind that is empty does not restrict.
 
     `names` are in lower case, `*.example.com` stands for every name below it; they are compared with the SNI, or with

@@ -16,9 +16,10 @@ else writes.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import BugError
 
@@ -39,8 +40,7 @@ _LOOPBACK: Final = IPv6Address("::1")
 Address = IPv4Address | IPv6Address
 
 
-@dataclass(frozen=True, slots=True)
-class Original:
+class Original(msgspec.Struct, frozen=True):
     """Where the app wanted to connect to. `cookie` is the kernel's number of the app's socket."""
 
     address: Address

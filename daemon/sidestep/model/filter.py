@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+import msgspec
 
 
 class HeaderTest(enum.StrEnum):
@@ -22,8 +23,7 @@ class PathTest(enum.StrEnum):
     REGEX = "regex"
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderCondition:
+class HeaderCondition(msgspec.Struct, frozen=True):
     """One header condition. `name` is lower case; `host` also means `:authority`. `value` is unused for PRESENT."""
 
     name: str
@@ -31,16 +31,14 @@ class HeaderCondition:
     value: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PathCondition:
+class PathCondition(msgspec.Struct, frozen=True):
     """One path condition."""
 
     test: PathTest
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(msgspec.Struct, frozen=True):
     """All conditions of one intercept or wiretap. An empty filter is *global*: it takes the whole port, unparsed."""
 
     headers: tuple[HeaderCondition, ...] = ()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """The result of one check. `state` is "ok", "missing" or "skipped" (the check could not be made).
 
     `cost` is what the user loses when it is missing. `sidestep doctor --output json` prints the fields: add, do not

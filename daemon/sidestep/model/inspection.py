@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.model.config_map_key import ConfigMapKey
 from sidestep.model.egress import EVERYTHING, Destination, Network, Quic, SecretRef
@@ -76,8 +78,7 @@ class Builtin(enum.StrEnum):
     STRIPE_KEY = "StripeKey"
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(msgspec.Struct, frozen=True):
     """One thing to search for: a built-in pattern, or an RE2 regex. `builtin` is None for a regex."""
 
     builtin: Builtin | None = None
@@ -87,8 +88,7 @@ class Pattern:
         return self.builtin.value if self.builtin else f"regex {self.regex}"
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterCondition:
+class ParameterCondition(msgspec.Struct, frozen=True):
     """One condition on a query parameter; `name` and `value` are compared with the decoded text."""
 
     name: str
@@ -96,8 +96,7 @@ class ParameterCondition:
     value: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """Conditions on an exchange, AND-ed between kinds.
 
     `filter` is what an intercept can say: all headers, one of the methods, one of the paths. All `parameters` must
@@ -109,7 +108,7 @@ class Match:
     to, and the JA3 or JA4 of its ClientHello, one each. `sources` and `client_certificates` are for the others.
     """
 
-    filter: Filter = field(default_factory=Filter)
+    filter: Filter = msgspec.field(default_factory=Filter)
     parameters: tuple[ParameterCondition, ...] = ()
     server_names: tuple[str, ...] = ()
     sources: tuple[Network, ...] = ()
@@ -135,24 +134,21 @@ class Match:
         return not (self.of_connection or self.of_exchange)
 
 
-@dataclass(frozen=True, slots=True)
-class Threshold:
+class Threshold(msgspec.Struct, frozen=True):
     """A rule applies from the `count`-th match of one client within `period` seconds on."""
 
     count: int
     period: float
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimit:
+class RateLimit(msgspec.Struct, frozen=True):
     """At most `count` hits of a rule are told within `period` seconds. Enforcement is not limited."""
 
     count: int
     period: float
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One rule: it applies where `match` holds, `exception` does not, and one of `patterns` (if any) is found.
 
     Patterns are searched for in the head and in the body. `name` is unique within its policy.
@@ -161,7 +157,7 @@ class Rule:
     name: str
     action: Action
     direction: Direction = Direction.REQUEST
-    match: Match = field(default_factory=Match)
+    match: Match = msgspec.field(default_factory=Match)
     exception: Match | None = None
     patterns: tuple[Pattern, ...] = ()
     threshold: Threshold | None = None
@@ -174,8 +170,7 @@ class Rule:
         return self.direction is Direction.REQUEST and not (self.patterns or any(looks))
 
 
-@dataclass(frozen=True, slots=True)
-class Egress:
+class Egress(msgspec.Struct, frozen=True):
     """What a policy says of the connections that its pods make.
 
     `rules` are about those to its `destinations`; one that looks at requests applies where they are read. Whether
@@ -197,16 +192,14 @@ class Egress:
     waf: Waf | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Redaction:
+class Redaction(msgspec.Struct, frozen=True):
     """What is left out of records besides credentials: the values of queries, and of these headers (lower case)."""
 
     query_values: bool = True
     headers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class InspectionPolicy:
+class InspectionPolicy(msgspec.Struct, frozen=True):
     """A policy as it was written.
 
     `namespace` is empty for a ClusterInspectionPolicy, which has a `namespace_selector` instead. Exactly one of
@@ -229,7 +222,7 @@ class InspectionPolicy:
     existing_connections: ExistingConnections = ExistingConnections.KEEP
     sample_percent: float = 0.0
     rules: tuple[Rule, ...] = ()
-    redaction: Redaction = field(default_factory=Redaction)
+    redaction: Redaction = msgspec.field(default_factory=Redaction)
     ids: ConfigMapKey | None = None
     waf: Waf | None = None
     egress: Egress | None = None

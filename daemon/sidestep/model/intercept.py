@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from sidestep.model.filter import Filter
 from sidestep.model.pod import Transport
@@ -71,8 +72,7 @@ class Allow(enum.StrEnum):
     """Snapshots of files of the container."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkloadRef:
+class WorkloadRef(msgspec.Struct, frozen=True):
     """A workload as a user names it: `name` or `kind/name`. `kind` is lower case ("deployment", "pod") or None."""
 
     name: str
@@ -86,8 +86,7 @@ class WorkloadRef:
         return name == self.name and self.kind in {None, kind}
 
 
-@dataclass(frozen=True, slots=True)
-class Intercept:
+class Intercept(msgspec.Struct, frozen=True):
     """One intercept or wiretap as it was asked for; the planner resolves it to pods and container ports.
 
     `uid` is unique for the life of the resource; `port` is a service or container port, name or number, as written;
@@ -102,7 +101,7 @@ class Intercept:
     workload: WorkloadRef
     port: str
     transport: Transport = Transport.TCP
-    filter: Filter = field(default_factory=Filter)
+    filter: Filter = msgspec.field(default_factory=Filter)
     created: float = 0.0
     owner: str = ""
     pod: str | None = None
@@ -128,7 +127,7 @@ class Intercept:
     """The container whose world it is; empty: the one that `policy.pod_access` chooses."""
     allow_loopback: bool = False
     """With `Allow.NETWORK`: connections to the pod's loopback, too."""
-    shown: Shown = field(default_factory=Shown)
+    shown: Shown = msgspec.field(default_factory=Shown)
     """Which of its requests it is shown."""
     alert: str = ""
     """With `Live.ALERTS`: the id of an exchange whose alerts the daemon knows already, which come first

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.inventory_index import InventoryIndex
 from sidestep.model.pod import Pod, PodKey, Service
@@ -21,8 +23,7 @@ DEFAULT_NAMESPACE = "default"
 """Namespace of a namespaced object that states none (kubectl does the same)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(msgspec.Struct, frozen=True):
     """That a Secret exists. Its data is never here: whoever needs it has it read by a one-shot reader.
 
     `version` changes with the data; `file` is the manifest that holds it, empty in a cluster.
@@ -34,8 +35,7 @@ class Secret:
     file: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigMap:
+class ConfigMap(msgspec.Struct, frozen=True):
     """A ConfigMap: the texts by their keys. `problem` says why there are none, if it could not be read."""
 
     namespace: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
+
+import msgspec
 
 
 class Transport(enum.StrEnum):
@@ -33,16 +34,14 @@ class PodKey(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class NetnsId:
+class NetnsId(msgspec.Struct, frozen=True, order=True):
     """Identity of a network namespace: device and inode of its nsfs file (namespaces(7))."""
 
     device: int
     inode: int
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerPort:
+class ContainerPort(msgspec.Struct, frozen=True):
     """A port that a container declares. `name` is empty when unnamed."""
 
     number: int
@@ -51,17 +50,15 @@ class ContainerPort:
     container: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(msgspec.Struct, frozen=True):
     """A controller of the pod, kind in lower case, nearest first (ReplicaSet before its Deployment)."""
 
     kind: str
     name: str
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(msgspec.Struct, frozen=True):
     """Where a pod lives on this machine; local mode states it by annotation, the cluster finds it by cgroup.
 
     `netns` is a path whose file is the network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`); `pids` maps a
@@ -72,15 +69,14 @@ class Location:
     """
 
     netns: str | None = None
-    pids: Mapping[str, int] = field(default_factory=dict)
+    pids: Mapping[str, int] = msgspec.field(default_factory=dict)
     root: str | None = None
     cgroup: str | None = None
-    births: Mapping[int, int] = field(default_factory=dict)
+    births: Mapping[int, int] = msgspec.field(default_factory=dict)
     searched: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Pod:
+class Pod(msgspec.Struct, frozen=True):
     """A pod. `containers` are names in spec order; `ended` is true once its phase is Succeeded or Failed,
     `leaving` once it has been told to end. `probes` are the HTTP requests, (method, target), with which the kubelet
     probes a port; `probe_ports` are all that it probes."""
@@ -90,12 +86,12 @@ class Pod:
     ips: tuple[IPv4Address | IPv6Address, ...] = ()
     ports: tuple[ContainerPort, ...] = ()
     containers: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    annotations: Mapping[str, str] = msgspec.field(default_factory=dict)
     owners: tuple[Owner, ...] = ()
-    location: Location = field(default_factory=Location)
+    location: Location = msgspec.field(default_factory=Location)
     probe_ports: frozenset[int] = frozenset()
-    probes: Mapping[int, frozenset[tuple[str, str]]] = field(default_factory=dict)
+    probes: Mapping[int, frozenset[tuple[str, str]]] = msgspec.field(default_factory=dict)
     host_network: bool = False
     ended: bool = False
     leaving: bool = False
@@ -119,8 +115,7 @@ class Pod:
         return tuple(name for name in self.containers if name not in self.location.pids)
 
 
-@dataclass(frozen=True, slots=True)
-class ServicePort:
+class ServicePort(msgspec.Struct, frozen=True):
     """A port of a Service. `target` is a container port's name or number; an absent target port is the port itself."""
 
     number: int
@@ -130,8 +125,7 @@ class ServicePort:
     transport: Transport = Transport.TCP
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(msgspec.Struct, frozen=True):
     """A Service that selects pods by labels, or has `pods` given to it by EndpointSlices that no selector made."""
 
     namespace: str

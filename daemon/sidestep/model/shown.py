@@ -12,8 +12,9 @@ but what asks whether there is one.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 NOT_ANSWERED: Final = "none"
 MAX_STATUSES: Final = 32
@@ -33,8 +34,7 @@ def is_wanted(status: int, statuses: Collection[str]) -> bool:
     return text in statuses or f"{text[0]}xx" in statuses
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(msgspec.Struct, frozen=True):
     """See the module."""
 
     statuses: tuple[str, ...] = ()

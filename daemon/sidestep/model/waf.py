@@ -6,8 +6,9 @@ Values only. `config.waf` parses them, `policy.waf` joins those of several polic
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from sidestep.model.config_map_key import ConfigMapKey
 from sidestep.model.filter import PathCondition
@@ -36,8 +37,7 @@ class OverLimit(enum.StrEnum):
     PASS = "Pass"  # noqa: S105 - it lets pass
 
 
-@dataclass(frozen=True, slots=True)
-class WafLimits:
+class WafLimits(msgspec.Struct, frozen=True):
     """What is judged of a request, and for how long.
 
     body_bytes        bytes of the decoded body
@@ -51,8 +51,7 @@ class WafLimits:
     over_limit: OverLimit = OverLimit.BLOCK
 
 
-@dataclass(frozen=True, slots=True)
-class WafException:
+class WafException(msgspec.Struct, frozen=True):
     """Rules of CRS that do not look at some requests, by their paths, or at some arguments of requests, by their names.
 
     Without paths it is about all requests, without parameters about requests as a whole; one of both there is. Paths
@@ -64,15 +63,14 @@ class WafException:
     parameters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Waf:
+class Waf(msgspec.Struct, frozen=True):
     """Settings of one policy: paranoia level (1 to 4) and anomaly threshold of CRS, ids of rules that are left out."""
 
     paranoia: int = 1
     threshold: int = 5
     excluded: tuple[int, ...] = ()
     rules_from: ConfigMapKey | None = None
-    limits: WafLimits = field(default_factory=WafLimits)
+    limits: WafLimits = msgspec.field(default_factory=WafLimits)
     responses: bool = False
     """Whether responses are judged, too."""
     exceptions: tuple[WafException, ...] = ()

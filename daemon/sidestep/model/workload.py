@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 
 class SelectorOperator(enum.StrEnum):
@@ -16,8 +17,7 @@ class SelectorOperator(enum.StrEnum):
     DOES_NOT_EXIST = "DoesNotExist"
 
 
-@dataclass(frozen=True, slots=True)
-class LabelRequirement:
+class LabelRequirement(msgspec.Struct, frozen=True):
     """One matchExpression. `values` is empty for EXISTS and DOES_NOT_EXIST."""
 
     key: str
@@ -38,11 +38,10 @@ class LabelRequirement:
                 return not present
 
 
-@dataclass(frozen=True, slots=True)
-class LabelSelector:
+class LabelSelector(msgspec.Struct, frozen=True):
     """A workload's selector: labels and expressions are AND-ed. An empty selector selects nothing here."""
 
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     expressions: tuple[LabelRequirement, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
@@ -57,16 +56,14 @@ def labels_match(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in wanted.items())
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerReference:
+class OwnerReference(msgspec.Struct, frozen=True):
     """A reference to an owner; `kind` in lower case."""
 
     kind: str
     name: str
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class WorkloadKey:
+class WorkloadKey(msgspec.Struct, frozen=True, order=True):
     """Identity of a workload; `kind` in lower case ("deployment")."""
 
     kind: str
@@ -77,11 +74,10 @@ class WorkloadKey:
         return f"{self.kind} {self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(msgspec.Struct, frozen=True):
     """A controller of pods: Deployment, StatefulSet, DaemonSet, ReplicaSet or Job."""
 
     key: WorkloadKey
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    selector: LabelSelector = field(default_factory=LabelSelector)
+    annotations: Mapping[str, str] = msgspec.field(default_factory=dict)
+    selector: LabelSelector = msgspec.field(default_factory=LabelSelector)
     owners: tuple[OwnerReference, ...] = ()

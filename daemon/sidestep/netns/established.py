@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import errno
 import socket
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 from sidestep.model.errors import KernelError
 from sidestep.model.pod import Family
@@ -46,8 +47,7 @@ class SocketId(NamedTuple):
     """A number that no other socket ever gets."""
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(msgspec.Struct, frozen=True):
     """One established connection: the client's address and the kernel's identification of the socket."""
 
     client: Address

@@ -18,9 +18,10 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Self
+
+import msgspec
 
 from sidestep.netns.exchange import BUFFER, HEADER
 from sidestep.netns.messages import (
@@ -53,8 +54,7 @@ _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 _REQ_BYTECODE: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """A request and the number of answers to expect; 0 for a dump of any length."""
 
     request: bytes

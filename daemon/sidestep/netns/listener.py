@@ -15,8 +15,9 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import KernelError
 from sidestep.netns.namespace import Netns
@@ -70,8 +71,7 @@ def _bound(family: socket.AddressFamily, address: str, backlog: int) -> socket.s
     return listener
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(msgspec.Struct, frozen=True):
     """A listener's accept queue: its length, and its limit (the backlog, which the kernel may lower)."""
 
     length: int

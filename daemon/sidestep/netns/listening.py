@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Collection
-from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Any, Final
+
+import msgspec
 
 from sidestep.model.errors import KernelError
 from sidestep.model.pod import Family, Transport
@@ -32,8 +33,7 @@ from sidestep.netns.port_filter import port_filter
 _LOOPBACK_INDEX: Final = 1  # the loopback device is the first of every namespace (LOOPBACK_IFINDEX)
 
 
-@dataclass(frozen=True, slots=True)
-class ListenTable:
+class ListenTable(msgspec.Struct, frozen=True):
     """A snapshot: (port, address family the clients may use, local address or None for any)."""
 
     listeners: frozenset[tuple[int, Family, Address | None]]

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sidestep.aio.token_bucket import TokenBuckets
 from sidestep.model.condition import Condition
@@ -38,8 +39,7 @@ LOGGED_PODS = 1024
 """Pods that are told apart there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """Who states conditions: `check` is a short constant ("plan", "target", "proxy"), narrowed to a pod and a port."""
 
     check: str

@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from sidestep import __version__
 from sidestep.aio.meter import MeteredLoop
 from sidestep.aio.once import Once
@@ -97,8 +99,7 @@ def run(options: NodeOptions) -> int:
             logs.drain()
 
 
-@dataclass(frozen=True, slots=True)
-class _Ground:
+class _Ground(msgspec.Struct, frozen=True):
     """What must be there before anything can be built."""
 
     program: CompiledProgram
@@ -106,8 +107,7 @@ class _Ground:
     reading: Reading
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
+class _Parts(msgspec.Struct, frozen=True):
     """What the daemon consists of while it serves."""
 
     conditions: Conditions

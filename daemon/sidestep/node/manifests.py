@@ -18,9 +18,10 @@ import enum
 import io
 import os
 import pickle
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from sidestep.aio.named_file import other_kind
 from sidestep.config.manifests import MAX_FILES, FileObjects, ManifestError, combine, keep_policies
@@ -58,11 +59,10 @@ Stamp = tuple[int, int, int, int]
 """(device, inode, size, modification time in ns) of a file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """One reading of a source."""
 
-    inventory: Inventory = field(default_factory=Inventory)
+    inventory: Inventory = msgspec.field(default_factory=Inventory)
     errors: tuple[ManifestError, ...] = ()
     conditions: tuple[Condition, ...] = ()
 

@@ -108,8 +108,7 @@ class PolicyEntry:
         return f"{'InspectionPolicy' if self.name[0] else 'ClusterInspectionPolicy'} {self.display}"
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(msgspec.Struct, frozen=True):
     """Why rules are refused, empty if they are accepted, and what their regexes compile to."""
 
     problem: str = ""

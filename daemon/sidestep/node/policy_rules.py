@@ -24,6 +24,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+import msgspec
+
 from sidestep.aio.turns import Turns
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import ConfigurationError, SidestepError
@@ -42,8 +44,7 @@ R = TypeVar("R")
 """What a judgement makes of a text."""
 
 
-@dataclass(frozen=True, slots=True)
-class RuleKind:
+class RuleKind(msgspec.Struct, frozen=True):
     """The rules of one engine: how it is called, where a policy has them, and what is told of those that are refused.
 
     `without` says what becomes of the engine without any.

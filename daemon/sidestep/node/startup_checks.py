@@ -7,8 +7,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sidestep.kube.access import ClusterAccess, in_cluster
 from sidestep.model.errors import ConfigurationError, KernelError
@@ -25,8 +26,7 @@ MAX_SOCKET = 107 - len(".") - len(".4194304")
 """Bytes of a socket's path: what unix(7) allows, less what the name under which it is made adds (`local_socket`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """The API server's access in a cluster, or the lock on the manifests."""
 
     access: ClusterAccess | None = None

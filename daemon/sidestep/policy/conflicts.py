@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
+
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.inventory import Inventory
@@ -48,8 +50,7 @@ class Target(NamedTuple):
         return f"port {self.port}{suffix} of {self.kind}/{self.name} in namespace {self.namespace}"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """An intercept and the ports it takes."""
 
     intercept: Intercept

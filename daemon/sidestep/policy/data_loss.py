@@ -21,7 +21,8 @@ import json
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from sidestep.model.inspection import Builtin
 
@@ -34,8 +35,7 @@ Guard = Callable[[bytes, int], bool]
 """(text, where the secret would begin) -> whether there is a secret."""
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltinPattern:
+class BuiltinPattern(msgspec.Struct, frozen=True):
     """The secret begins where the needle does, or where its group does if it has one.
 
     `most` bounds the work: the needles in one window (4 KiB) whose guard is asked.

@@ -17,9 +17,10 @@ IPv4 one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
+
+import msgspec
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -44,8 +45,7 @@ _LOCALLY_TRANSLATED: Final = IPv6Network("64:ff9b:1::/48")
 """RFC 8215: the prefix within it may have any length of RFC 6052 section 2.2."""
 
 
-@dataclass(frozen=True, slots=True)
-class Destinations:
+class Destinations(msgspec.Struct, frozen=True):
     """What a node permits. `denied` are the annotation's networks, `node` the node's own addresses."""
 
     denied: tuple[Network, ...] = ()

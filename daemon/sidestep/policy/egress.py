@@ -27,9 +27,11 @@ addresses from. Private addresses outside the cluster are named by `networks`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.model.egress import HTTPS, Destination, EgressMode, Network, Quic
 from sidestep.model.inspection import Egress, InspectionPolicy, Rule
@@ -66,8 +68,7 @@ def is_external(address: Address) -> bool:
     return not is_in(address, INTERNAL)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EgressPolicy:
+class EgressPolicy(msgspec.Struct, frozen=True, eq=False):
     """The `egress` of one accepted policy: `of_connection` has the rules that look at connections alone, `of_requests`
     all others, and `whole` both. `waf` is its firewall, None without one. Compared by identity.
     """
@@ -126,8 +127,7 @@ def address_rules(written: Iterable[tuple[InspectionPolicy, Egress]]) -> EgressP
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Treatment:
+class Treatment(msgspec.Struct, frozen=True):
     """What becomes of one connection, before its rules are asked.
 
     `policies` apply to it. `doubtful` might, if its name were known. Nothing applies where both are empty.

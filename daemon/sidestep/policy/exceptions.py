@@ -17,9 +17,11 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.config import filters
 from sidestep.config.inspection_fields import MAX_SOURCES
@@ -52,8 +54,7 @@ class By(enum.StrEnum):
     """All requests of the port, or to the destinations of `egress`: of a firewall only."""
 
 
-@dataclass(frozen=True, slots=True)
-class AlertFacts:
+class AlertFacts(msgspec.Struct, frozen=True):
     """What a record tells of an alert. `found` is its pattern; `path` is None where the record does not show it.
 
     `source` and `destination` are addresses: of what was found in an answer, the client is the destination.
@@ -73,13 +74,12 @@ class AlertFacts:
     is_outward: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """What `spec` of a policy has to say, as a document has it; empty where nothing can be changed. Notes are for
     people."""
 
     policy: str
-    spec: dict[str, object] = field(default_factory=dict)
+    spec: dict[str, object] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

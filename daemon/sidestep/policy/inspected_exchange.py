@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from sidestep.model.inspection import Direction
 from sidestep.policy.accepted_policy import AcceptedPolicy, CompiledRule, Outcome
@@ -35,8 +37,7 @@ class Unread(enum.StrEnum):
     PARTS = Doubt.PARTS.value
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True):
     """One rule that applies to an exchange.
 
     `would_block`: a policy in Detect mode would block if it enforced; the outcome is ALERT. `told` is false beyond the
@@ -52,8 +53,7 @@ class Hit:
     pattern: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The hits of an exchange so far, in the order in which they were found."""
 
     hits: tuple[Hit, ...] = ()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 import re2
 
 from sidestep.model.egress import Network
@@ -71,8 +72,7 @@ class ConnectionFacts:
         return replace(self, further_names=further, hosts=None)
 
 
-@dataclass(frozen=True, slots=True)
-class HostFacts:
+class HostFacts(msgspec.Struct, frozen=True):
     """What is known of the host of a request. `policies` are those that apply, by their display; `doubt` says why the
     request cannot be judged as they want, as `inspected_exchange.Unread`; empty if it can. `judged` are those by whose
     rules that look at connections alone the connection was judged already, without `ConnectionFacts.further_names`.
@@ -96,8 +96,7 @@ def host_of(fields: Fields) -> bytes:
     return host
 
 
-@dataclass(frozen=True, slots=True)
-class HeadForm:
+class HeadForm(msgspec.Struct, frozen=True):
     """How heads are written, as parts of regexes for whole heads: what stands before the target, what that is made
     of, what follows it, and what follows the name of a field. Names stand behind LF."""
 

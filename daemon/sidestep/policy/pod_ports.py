@@ -10,8 +10,9 @@ each of the two lists once, when it is made; a lookup then costs the same whatev
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
+
+import msgspec
 
 from sidestep.config.annotations import PortTls
 from sidestep.model.errors import RefusedError
@@ -27,8 +28,7 @@ MAX_LISTED = 12
 _NO_PORT = ContainerPort(0)
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedPort:
+class ResolvedPort(msgspec.Struct, frozen=True):
     """A container port that an intercept means. `service_ports` are all the service ports that lead to it, `services`
     the same as `service:port`."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from sidestep.config.annotation_names import DOWNSTREAM_PATH, DOWNSTREAM_SECRET
 from sidestep.config.annotations import CertificateScope
@@ -24,8 +25,7 @@ class Use(enum.StrEnum):
     PROBE = "probe"
 
 
-@dataclass(frozen=True, slots=True)
-class PortFacts:
+class PortFacts(msgspec.Struct, frozen=True):
     """What is written about one container port.
 
     `names` and `numbers` are those of the container port and of every service port that leads to it;
@@ -43,8 +43,7 @@ class PortFacts:
     certificate_problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PortProtocol:
+class PortProtocol(msgspec.Struct, frozen=True):
     """The decision. `source` says which row decided, for `list`; `refusal` is empty unless an intercept with HTTP
     filters must be refused on this port, and then says why; `contradiction` is the text of a condition, or None."""
 
@@ -56,8 +55,7 @@ class PortProtocol:
     contradiction: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(msgspec.Struct, frozen=True):
     applies: Callable[[PortFacts], bool]
     source: Callable[[PortFacts], str]
     tls: Use

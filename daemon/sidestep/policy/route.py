@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from sidestep.model.intercept import Live, Snap
 from sidestep.model.shown import Shown
 
@@ -24,8 +26,7 @@ KUBE_PROBE = b"kube-probe/"
 """User-Agent prefix of kubelet probes (pkg/probe/http in Kubernetes); never diverted unless the rule says so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One intercept or wiretap on one port. `uid` is for the daemon, `display` (`namespace/name`) for people."""
 
     uid: str
@@ -40,7 +41,7 @@ class Rule:
     """A wiretap that gets requests and responses as a capture."""
     records: Live = Live.NOTHING
     """A wiretap that gets records of inspection."""
-    shown: Shown = field(default_factory=Shown)
+    shown: Shown = msgspec.field(default_factory=Shown)
     """Which of its requests its session is shown."""
 
     @property

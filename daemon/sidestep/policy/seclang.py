@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+import msgspec
 
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.waf import CUSTOM_PLACE, FIRST_CUSTOM
@@ -114,8 +115,7 @@ def place_and_number(loaded: int) -> tuple[int, int] | None:
 _Rule: TypeAlias = tuple[str, int | None, str]
 
 
-@dataclass(frozen=True, slots=True)
-class CustomRules:
+class CustomRules(msgspec.Struct, frozen=True):
     """Rules that were taken, about requests and about responses; their regexes (PCRE, not compiled yet), and their
     messages by id.
 

@@ -10,6 +10,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from sidestep.config import proxy_workers
 from sidestep.config.annotations import CertificateSource, PortTls, resolve
 from sidestep.model.condition import Condition, ConditionType
@@ -31,8 +33,7 @@ class Side(enum.StrEnum):
     UPSTREAM = "upstream"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class CertificateKey:
+class CertificateKey(msgspec.Struct, frozen=True, order=True):
     """Which certificate: one side of one port of one pod. Or, with `secret` ("namespace/name") and port 0, one that a
     policy about connections of the pod names: DOWNSTREAM the CA that answers the pod, UPSTREAM authorities of servers.
     """
@@ -48,8 +49,7 @@ class CertificateKey:
         return f"pod {self.pod}" if self.secret else port_subject(self.pod, self.port)
 
 
-@dataclass(frozen=True, slots=True)
-class WantedCertificate:
+class WantedCertificate(msgspec.Struct, frozen=True):
     """Where a certificate is to be read. `containers` are those a path may belong to, first match wins. `stated` is the
     namespace of a Secret that may be in another one than the pod.
     """
@@ -65,8 +65,7 @@ class WantedCertificate:
         return self.stated or self.key.pod.namespace
 
 
-@dataclass(frozen=True, slots=True)
-class PortSurvey:
+class PortSurvey(msgspec.Struct, frozen=True):
     """One container port. `tls` holds defaults for a UDP port."""
 
     resolved: ResolvedPort

@@ -17,8 +17,9 @@ can be joined again: pod proxies do so with those of the policies that apply to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+
+import msgspec
 
 from sidestep.model.filter import PathTest
 from sidestep.model.waf import MAX_EXEMPTION_BYTES, MAX_EXEMPTIONS, OverLimit, Waf
@@ -26,8 +27,7 @@ from sidestep.policy.seclang import CustomRules
 from sidestep.snapshots.waf import MAX_CUSTOM, MAX_OUTWARD, MAX_REGEXES, Exemption, PortWaf, Profile
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyWaf:
+class PolicyWaf(msgspec.Struct, frozen=True):
     """What one policy says: whether it blocks, whether it closes without a verdict, its settings and custom rules."""
 
     name: str

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import PeerError
 
@@ -46,8 +47,7 @@ class FrameKind(enum.IntEnum):
     RESET = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """One frame. `at` is in nanoseconds since 1970-01-01T00:00:00Z."""
 
     kind: FrameKind

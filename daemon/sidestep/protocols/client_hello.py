@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 MAX_HELLO = 16 * 1024
 """Bytes of a ClientHello message (its length field); post-quantum ones are below 2 KiB."""
@@ -50,8 +51,7 @@ _ADDRESS_LIKE = re.compile(rb"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
 _MAX_NAME = 255
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(msgspec.Struct, frozen=True):
     """What a client offers.
 
     `server_name` are the bytes of its host_name, None when there is none; `server_name_reproducible` says whether
@@ -92,15 +92,13 @@ class ClientHello:
         return self.post_handshake_auth or TLS_1_3 not in self.versions
 
 
-@dataclass(frozen=True, slots=True)
-class Incomplete:
+class Incomplete(msgspec.Struct, frozen=True):
     """At least `needed` more bytes are needed."""
 
     needed: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotTls:
+class NotTls(msgspec.Struct, frozen=True):
     """These bytes are not a ClientHello that can be judged; `reason` is a stable short word."""
 
     reason: str

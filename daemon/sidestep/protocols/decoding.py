@@ -21,8 +21,9 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 ENCODING: Final = "encoding"
 MALFORMED: Final = "malformed"
@@ -51,8 +52,7 @@ _BEGINNING: Final = 5
 """Bytes of deflate by which a zlib header and a stored block (RFC 1951 section 3.2.4) are told apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(msgspec.Struct, frozen=True):
     """How far a body is decoded: `window` bytes of output, and beyond FREE `ratio` bytes for each byte of input.
 
     Deflate's own limit is 1032 to 1; text rarely exceeds 20.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import importlib
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -19,6 +18,7 @@ import dns.name
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
+import msgspec
 
 from sidestep.model.errors import ConfigurationError, PeerError
 from sidestep.protocols.resolver_files import MAX_ADDRESSES
@@ -45,8 +45,7 @@ class Outcome(enum.Enum):
     """Ask again over TCP."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a server answered to one question."""
 
     outcome: Outcome

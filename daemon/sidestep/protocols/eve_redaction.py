@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.model.secret_fields import REDACTED, SECRET
 
@@ -48,8 +49,7 @@ def text(data: bytes, limit: int = MAX_VALUE) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
-@dataclass(frozen=True, slots=True)
-class Redaction:
+class Redaction(msgspec.Struct, frozen=True):
     """What a policy has removed: the values of queries, and the values of the named fields (in lower case)."""
 
     query_values: bool = True

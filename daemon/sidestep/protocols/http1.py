@@ -20,7 +20,8 @@ Source: RFC 9110, RFC 9112. Anomalies are short stable words, used as a metric l
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 Field = tuple[bytes, bytes]
 
@@ -46,8 +47,7 @@ CHUNKED = -1
 END_OF_HEAD = b"\r\n\r\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Http1Limits:
+class Http1Limits(msgspec.Struct, frozen=True):
     """Bounds of one HTTP/1 connection. What exceeds one of the first four cannot be parsed and becomes a wire."""
 
     head: int = 64 * 1024

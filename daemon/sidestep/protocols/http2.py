@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import PeerError
 
@@ -73,8 +74,7 @@ class Setting(enum.IntEnum):
     ENABLE_CONNECT_PROTOCOL = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Http2Limits:
+class Http2Limits(msgspec.Struct, frozen=True):
     """Every bound of the HTTP/2 relay, and what happens beyond it.
 
     Before a diversion a connection that exceeds a bound becomes a wire, unless said otherwise. Afterwards it carries

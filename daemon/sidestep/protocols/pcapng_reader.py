@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import ConfigurationError
 from sidestep.protocols import pcapng
@@ -35,8 +36,7 @@ _OTHER_FILES: Final = {
 """What other files begin with, and what to do about it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(msgspec.Struct, frozen=True):
     """Where packets were captured. `link_type` says what they begin with, `snap_length` is 0 where it has no bound."""
 
     link_type: int
@@ -52,8 +52,7 @@ class Interface:
         return timestamp * 1_000_000_000 // self.units + self.offset * 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
+class Packet(msgspec.Struct, frozen=True):
     """A captured packet; `timestamp` is in nanoseconds since 1970, None where the block has none."""
 
     interface: Interface
@@ -64,8 +63,7 @@ class Packet:
     dropped: int
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(msgspec.Struct, frozen=True):
     """What an interface received and lost until this block, in packets; None for what is not told."""
 
     interface: Interface

@@ -6,9 +6,10 @@ As the C library does, what cannot be read is left out, line by line, and number
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
+
+import msgspec
 
 Address = IPv4Address | IPv6Address
 
@@ -25,8 +26,7 @@ MAX_ADDRESSES: Final = 16
 """Addresses of one name."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResolverSettings:
+class ResolverSettings(msgspec.Struct, frozen=True):
     """How names are looked up. `timeout` is in seconds, of one question to one server."""
 
     servers: tuple[Address, ...] = (IPv4Address("127.0.0.1"),)

@@ -10,8 +10,9 @@ is the one that it says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 MAX_BYTES: Final = 32 * 1024
 """Bytes that are ever looked at; chains of certificates are below 10 KiB mostly."""
@@ -25,8 +26,7 @@ _MOST_RECORD: Final = 16 * 1024 + 256
 """Bytes of a record's content at most (RFC 5246 section 6.2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerHello:
+class ServerHello(msgspec.Struct, frozen=True):
     """What a server has chosen. `certificate` is its own one, DER; empty where it is encrypted or not sent."""
 
     version: int
@@ -36,8 +36,7 @@ class ServerHello:
     """It has continued a session, without a certificate. In TLS 1.3 that cannot be seen."""
 
 
-@dataclass(frozen=True, slots=True)
-class NoServerHello:
+class NoServerHello(msgspec.Struct, frozen=True):
     """These bytes are none: an alert, another protocol, or something that does not add up."""
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 OTHER: Final = "other-protocol"
 FRAGMENT: Final = "fragment"
@@ -43,8 +44,7 @@ _FRAGMENT_HEADER: Final = 44
 _MAX_EXTENSIONS: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """One TCP segment. Addresses are packed; `missing` bytes at the end of its payload were not captured."""
 
     source: tuple[bytes, int]

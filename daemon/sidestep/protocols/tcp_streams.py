@@ -12,8 +12,9 @@ segment is, too.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.protocols.tcp_segments import ACK, FIN, RST, SYN, Segment
 
@@ -31,8 +32,7 @@ End = tuple[bytes, int]
 """A packed address and a port."""
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(msgspec.Struct, frozen=True):
     """One connection; `number` counts from 0 in the order of their SYNs."""
 
     number: int
@@ -40,8 +40,7 @@ class Connection:
     server: End
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(msgspec.Struct, frozen=True):
     """Bytes that one end said next."""
 
     connection: Connection
@@ -49,8 +48,7 @@ class Data:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True):
     """`count` bytes of one end are missing in the capture."""
 
     connection: Connection
@@ -58,16 +56,14 @@ class Lost:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """One end said all it had to say (FIN)."""
 
     connection: Connection
     from_client: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Over:
+class Over(msgspec.Struct, frozen=True):
     """The connection is over: both ends have finished, one was reset, or it is not followed any further."""
 
     connection: Connection

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import BugError
 
@@ -57,8 +58,7 @@ _PACKET4: Final = struct.Struct("!BBHHHBBH8sHHIIBBHHH")
 _PACKET6: Final = struct.Struct("!IHBB32sHHIIBBHHH")
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """An IP address as text, and a port. IPv4 addresses in their IPv6 form (`::ffff:192.0.2.1`) count as IPv4."""
 
     address: str

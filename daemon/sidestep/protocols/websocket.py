@@ -15,8 +15,9 @@ that end must; an observer has to go on where an end would give up, and needs po
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import PeerError
 from sidestep.protocols.decoding import MALFORMED, RAW, TRAILING, WINDOW, Bounds, Inflater
@@ -44,16 +45,14 @@ _RESERVED: Final = 0x30
 _MASKED: Final = 0x80
 
 
-@dataclass(frozen=True, slots=True)
-class Deflate:
+class Deflate(msgspec.Struct, frozen=True):
     """What was agreed on for permessage-deflate: whether each end compresses with reference to earlier messages."""
 
     client_takeover: bool = True
     server_takeover: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """A message, or a control frame. `kind` is its opcode; `data` is all of it unless there is a `reason`.
 
     `start` and `end` are offsets in the stream: of the first byte of its first frame, and behind its last byte. Control

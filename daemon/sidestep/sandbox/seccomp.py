@@ -16,7 +16,8 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from sidestep.model.errors import ConfigurationError, KernelError
 from sidestep.sandbox.syscalls import ALLOWED, ARCHITECTURES, CLONE, CLONE3, FATAL, Numbers
@@ -34,8 +35,7 @@ _SECCOMP_SET_MODE_FILTER, _FILTER_FLAG_SPEC_ALLOW = 1, 4
 _ALL = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Only:
+class Only(msgspec.Struct, frozen=True):
     """An argument must have one of these values after the mask; with `high` the upper 32 bits are compared instead."""
 
     argument: int
@@ -44,8 +44,7 @@ class Only:
     high: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Except:
+class Except(msgspec.Struct, frozen=True):
     """Two arguments must not be `first` together with one of `second`."""
 
     argument: int

@@ -8,9 +8,10 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
+
+import msgspec
 
 from sidestep.model.egress_table import ENTRIES_MAX, ENTRY
 from sidestep.model.errors import BugError
@@ -101,8 +102,7 @@ class EgressVerdict(enum.IntEnum):
     DOWN = 10
 
 
-@dataclass(frozen=True, slots=True)
-class EgressConfig:
+class EgressConfig(msgspec.Struct, frozen=True):
     """Which outbound connections of a pod are steered.
 
     Of `steered` and `passed` the longest prefix that contains the destination decides; without one it is passed.

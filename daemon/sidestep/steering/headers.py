@@ -17,8 +17,9 @@ import ctypes
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sidestep.model.errors import ConfigurationError, KernelError
 
@@ -40,8 +41,7 @@ _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(msgspec.Struct, frozen=True):
     """One usable tree: `build` alone when merged, with `source` when split. Both are absolute, without links."""
 
     build: Path

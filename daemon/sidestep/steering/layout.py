@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import socket
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
+
+import msgspec
 
 from sidestep.model.errors import BugError
 from sidestep.model.pod import Family, Transport
@@ -77,8 +78,7 @@ class Verdict(enum.IntEnum):
     CLOSED = 5
 
 
-@dataclass(frozen=True, slots=True)
-class MapLayout:
+class MapLayout(msgspec.Struct, frozen=True):
     """What BPF_MAP_CREATE needs; sizes in bytes."""
 
     name: str
@@ -89,8 +89,7 @@ class MapLayout:
     flags: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """A C file in bpf/, the functions to take from it, and the maps that it refers to by their place in `maps`."""
 
     name: str

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -38,8 +37,7 @@ class CompilerOutput(msgspec.Struct, frozen=True, array_like=True, forbid_unknow
     functions: dict[str, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledProgram:
+class CompiledProgram(msgspec.Struct, frozen=True):
     """Instructions whose map references are indices into `maps`; valid for this machine's architecture."""
 
     instructions: bytes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -10,8 +11,7 @@ SILENT_INTERVALS_MAX = 30
 """Upper bound of `TunnelLimits.silent_intervals` when it grows."""
 
 
-@dataclass(frozen=True, slots=True)
-class TunnelLimits:
+class TunnelLimits(msgspec.Struct, frozen=True):
     """Limits of one tunnel connection.
 
     Received bytes take at most `streams * stream_window + window_pool` bytes of memory. Bytes queued for sending take

@@ -10,8 +10,8 @@ from __future__ import annotations
 import datetime as dt
 import os
 import ssl
-from dataclasses import dataclass
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,8 +26,7 @@ LEEWAY = dt.timedelta(days=1)
 """Tolerance for clocks of laptops that are slow."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeTls:
+class NodeTls(msgspec.Struct, frozen=True):
     """`certificate` is DER; `context` serves it."""
 
     certificate: bytes

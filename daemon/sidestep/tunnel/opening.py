@@ -7,8 +7,9 @@ Unknown fields are ignored, so that later versions may add some.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import ip_address
+
+import msgspec
 
 from sidestep.model.errors import PeerError
 from sidestep.tunnel.stream import Headers
@@ -33,8 +34,7 @@ _SERVER_NAME = re.compile(r"[!-~]{0,255}")
 _APPLICATION = frozenset({"http/1.1", "h2", "tcp", "udp"})
 
 
-@dataclass(frozen=True, slots=True)
-class StreamOpening:
+class StreamOpening(msgspec.Struct, frozen=True):
     """One diverted connection, or one that is captured.
 
     `protocol` is what the client speaks: "http/1.1", "h2", "tcp" or "udp". `tls` tells whether the client's connection

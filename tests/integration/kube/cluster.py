@@ -6,8 +6,9 @@ import asyncio
 import datetime as dt
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.config.node_options import NodeOptions, PodIdentity

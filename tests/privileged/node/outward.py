@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from dataclasses import replace
 from ipaddress import ip_network
+
+from msgspec.structs import replace
 
 from sidestep.model.egress import Destination, EgressMode, SecretRef
 from sidestep.model.inspection import Egress, FailurePolicy, InspectionPolicy, Mode

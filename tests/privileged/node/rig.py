@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from sidestep.aio.packets import sealed_memfd
 from sidestep.aio.time_limit import time_limit

@@ -6,9 +6,9 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.config.annotation_names import DOWNSTREAM_SECRET
 from sidestep.model.condition import ConditionType

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import socket
 import time
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.pod import ContainerPort, Family, Transport
 from sidestep.netns import exchange, listening

@@ -9,10 +9,10 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import KernelError

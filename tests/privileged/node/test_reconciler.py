@@ -6,11 +6,11 @@ import pkgutil
 import resource
 import signal
 import time
-from dataclasses import replace
 from ipaddress import ip_address
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import KernelError

@@ -9,12 +9,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed, sealed_memfd

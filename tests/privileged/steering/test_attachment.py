@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import os
@@ -13,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sidestep.model.errors import BugError, KernelError
@@ -107,10 +107,10 @@ def test_a_failed_attachment_leaves_nothing(program, what):
     )
     if what == "a refused program":
         spoiled = program.instructions[:-8] + b"\xff" * 8
-        program = dataclasses.replace(program, instructions=spoiled)
+        program = msgspec.structs.replace(program, instructions=spoiled)
     if what == "a refused map":
-        last = dataclasses.replace(program.maps[-1], key_size=0)
-        program = dataclasses.replace(program, maps=(*program.maps[:-1], last))
+        last = msgspec.structs.replace(program.maps[-1], key_size=0)
+        program = msgspec.structs.replace(program, maps=(*program.maps[:-1], last))
     before = objects()
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -125,7 +125,7 @@ def test_a_failed_attachment_leaves_nothing(program, what):
 
 
 def test_a_refused_program_carries_the_verifiers_reason(program):
-    spoiled = dataclasses.replace(program, instructions=program.instructions + b"\x95\0\0\0\0\0\0\0")
+    spoiled = msgspec.structs.replace(program, instructions=program.instructions + b"\x95\0\0\0\0\0\0\0")
     fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         with pytest.raises(KernelError, match="unreachable insn"):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import socket
 from ipaddress import ip_address, ip_network
 
+import msgspec
 import pytest
 
 from sidestep.model.pod import Family, Transport
@@ -141,16 +141,16 @@ def test_dials_inside_the_pod_are_left_alone(egress_programs, dual_stack_pod, fo
 def test_the_longest_prefix_and_the_port_decide(egress_programs, dual_stack_pod, folder):
     pod = dual_stack_pod
     around = ip_network(f"{pod.client_ip}/24", strict=False)
-    config = dataclasses.replace(own(pod), passed=(*NOT_EXTERNAL, around))
+    config = msgspec.structs.replace(own(pod), passed=(*NOT_EXTERNAL, around))
     with outbound(egress_programs, pod, folder, config) as out, app(pod.client, "::", PORT):
         assert out.connect(pod.client_ip)["answer"] == "app"
         assert out.counted() == {"unselected": 1}
         steered = (*EVERYWHERE, ip_network(f"{pod.client_ip}/32"))
         for number, (ports, count) in enumerate([(None, 1), (frozenset({443}), 1), (frozenset({443, PORT}), 2)]):
-            out.steering.update(dataclasses.replace(config, steered=steered, ports=ports))
+            out.steering.update(msgspec.structs.replace(config, steered=steered, ports=ports))
             assert out.connect(pod.client_ip)["answer"] == "app", number
             assert out.steering.counters()["steered"] == count
-        out.steering.update(dataclasses.replace(config, steered=()))
+        out.steering.update(msgspec.structs.replace(config, steered=()))
         assert out.connect(pod.client_ip)["answer"] == "app"
         assert out.connect(pod.client_ip6)["answer"] == "app"
         assert out.counted() == {"unselected": 4, "steered": 2}
@@ -160,7 +160,7 @@ def test_the_longest_prefix_and_the_port_decide(egress_programs, dual_stack_pod,
 @pytest.mark.parametrize("how", ["unserved", "listener closed"])
 def test_without_a_listener_connections_go_out_or_are_refused(egress_programs, dual_stack_pod, folder, fail, how):
     pod = dual_stack_pod
-    config = dataclasses.replace(own(pod), fail=fail)
+    config = msgspec.structs.replace(own(pod), fail=fail)
     with outbound(egress_programs, pod, folder, config) as out, app(pod.client, "::", PORT):
         if how == "unserved":
             out.steering.unserve()
@@ -181,7 +181,7 @@ def test_without_a_listener_connections_go_out_or_are_refused(egress_programs, d
 
 def test_a_pod_without_an_ipv6_address_is_steered_over_ipv4_only(egress_programs, dual_stack_pod, folder):
     pod = dual_stack_pod
-    config = dataclasses.replace(own(pod), own=(ip_address(pod.ip),))
+    config = msgspec.structs.replace(own(pod), own=(ip_address(pod.ip),))
     with outbound(egress_programs, pod, folder, config) as out, app(pod.client, "::", PORT):
         assert out.connect(pod.client_ip6)["answer"] == "app"
         assert out.connect(pod.client_ip)["answer"] == "app"
@@ -209,7 +209,7 @@ def test_quic_is_refused_where_the_configuration_says_so_and_other_datagrams_nev
     egress_programs, dual_stack_pod, folder, block
 ):
     pod = dual_stack_pod
-    config = dataclasses.replace(own(pod), block_quic=block)
+    config = msgspec.structs.replace(own(pod), block_quic=block)
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(outbound(egress_programs, pod, folder, config))
         receivers = []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import subprocess
 import sys
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.harness.processes import child
@@ -81,7 +81,7 @@ def test_a_destination_that_did_not_answer_is_steered_again_after_a_while(egress
 
 def test_with_fail_a_destination_that_did_not_answer_is_refused(egress_programs, dual_stack_pod, folder):
     pod = dual_stack_pod
-    config = dataclasses.replace(own(pod), fail=True)
+    config = msgspec.structs.replace(own(pod), fail=True)
     with outbound(egress_programs, pod, folder, config) as out, app(pod.client, "::", PORT):
         out.steering.unreachable(ip_address(pod.client_ip), PORT, seconds=3600)
         assert out.connect(pod.client_ip) == {"error": "EPERM"}

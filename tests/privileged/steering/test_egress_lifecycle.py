@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 
+import msgspec
 import pytest
 
 from sidestep.model.errors import BugError, KernelError
@@ -62,7 +62,7 @@ def test_a_failed_attachment_leaves_nothing(egress_programs, dual_stack_pod, fol
     programs = dict(egress_programs)
     if what in programs:
         spoiled = programs[what].instructions[:-8] + b"\xff" * 8
-        programs[what] = dataclasses.replace(programs[what], instructions=spoiled)
+        programs[what] = msgspec.structs.replace(programs[what], instructions=spoiled)
     fd = os.open("/dev/null" if what == "no namespace" else dual_stack_pod.pod.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         before = descriptors()
@@ -212,7 +212,7 @@ def crowd(out: Outbound, host: str) -> Iterator[Callable[[], dict[str, int]]]:
 
 
 def test_no_connection_fails_while_one_daemon_takes_over_from_another(egress_programs, dual_stack_pod, folder):
-    pod, config = dual_stack_pod, dataclasses.replace(own(dual_stack_pod), fail=True)
+    pod, config = dual_stack_pod, msgspec.structs.replace(own(dual_stack_pod), fail=True)
     with (
         app(pod.client, "::", PORT),
         outbound(egress_programs, pod, folder, config) as first,
@@ -234,7 +234,7 @@ def test_no_connection_fails_while_one_daemon_takes_over_from_another(egress_pro
 
 def test_a_configuration_is_replaced_without_a_connection_that_meets_neither(egress_programs, dual_stack_pod, folder):
     pod = dual_stack_pod
-    narrow = dataclasses.replace(
+    narrow = msgspec.structs.replace(
         own(pod), steered=(ip_network(f"{pod.client_ip}/32"),), passed=(), ports=frozenset({PORT})
     )
     with (
@@ -264,14 +264,14 @@ def test_a_configuration_that_the_maps_refuse_leaves_the_former_in_force(egress_
         os.close(out.steering._maps["oports"])
         out.steering._maps["oports"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         with pytest.raises(KernelError):
-            out.steering.update(dataclasses.replace(own(pod), ports=frozenset({1})))
+            out.steering.update(msgspec.structs.replace(own(pod), ports=frozenset({1})))
         assert asked(out) == ["app"] * 2
         assert out.counted() == {"steered": 2}
 
 
 @pytest.mark.parametrize("fail", [False, True])
 def test_the_bound_of_open_connections(egress_programs, dual_stack_pod, folder, fail):
-    pod, config = dual_stack_pod, dataclasses.replace(own(dual_stack_pod), fail=fail)
+    pod, config = dual_stack_pod, msgspec.structs.replace(own(dual_stack_pod), fail=fail)
     with app(pod.client, "::", PORT) as server, outbound(egress_programs, pod, folder, config, entries=4) as out:
         server.stop()
         with contextlib.ExitStack() as stack:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import sys
 
+import msgspec
 import pytest
 
 from tests.privileged.steering.answering import app
@@ -42,7 +42,7 @@ print([
 
 def test_quic_is_refused_however_it_is_sent(egress_programs, dual_stack_pod, folder):
     pod = dual_stack_pod
-    config = dataclasses.replace(own(pod), block_quic=True)
+    config = msgspec.structs.replace(own(pod), block_quic=True)
     with outbound(egress_programs, pod, folder, config) as out:
         done = out.run(sys.executable, "-c", QUIC, pod.client_ip, pod.client_ip6)
         assert ast.literal_eval(done.stdout) == ["EPERM"] * 7 + ["sent"], done.stderr
@@ -70,7 +70,7 @@ print(found)
 
 def test_a_socket_that_connects_again_is_steered_again(egress_programs, dual_stack_pod, folder):
     pod = dual_stack_pod
-    config = dataclasses.replace(own(pod), fail=True)
+    config = msgspec.structs.replace(own(pod), fail=True)
     with outbound(egress_programs, pod, folder, config) as out, app(pod.client, "::", PORT):
         for host in (pod.client_ip, pod.client_ip6):
             done = out.run(sys.executable, "-c", AGAIN, host, str(PORT))

@@ -3,9 +3,9 @@
 import asyncio
 import json
 import stat
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.cli import har_file, saved_requests

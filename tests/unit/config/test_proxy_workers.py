@@ -1,8 +1,7 @@
 """Where the number of processes of a pod's proxy may be written."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from sidestep.config.annotation_names import PROXY_WORKERS
 from sidestep.config.proxy_workers import resolve

@@ -2,9 +2,9 @@
 
 import itertools
 import ssl
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.engine.classification import (
     IDLE_SECONDS,

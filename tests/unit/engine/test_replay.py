@@ -2,7 +2,6 @@
 
 import gzip
 import time
-from dataclasses import replace
 
 import h2.config
 import h2.connection
@@ -10,6 +9,7 @@ import h2.events
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from websockets.protocol import CLIENT, SERVER, Protocol
 
 from sidestep.engine import replay as module

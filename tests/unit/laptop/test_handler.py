@@ -1,7 +1,7 @@
 import socket
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.laptop.channels.preface_probe import PrefacedChannel
 from sidestep.laptop.channels.tls_channel import TlsChannel

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.inventory import Inventory, Secret
 from sidestep.model.inventory_index import Memo

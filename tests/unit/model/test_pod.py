@@ -1,9 +1,9 @@
 """What a pod's location says about how far it has started."""
 
-from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.pod import Location, Pod, PodKey
 

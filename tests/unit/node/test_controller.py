@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.config.annotation_names import DOWNSTREAM_SECRET

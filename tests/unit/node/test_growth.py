@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 from functools import partial
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.inspection import Action, InspectionPolicy, Rule
@@ -61,7 +62,7 @@ def intercepts(count, workload, *, port="8080"):
 def planned(inventory, wanted):
     """Plan; `afresh`: from an inventory that nobody has looked at yet."""
     return lambda *, afresh=False: plan(
-        replace(inventory) if afresh else inventory, wanted, NodeSettings(), {}, node_annotations={}
+        dataclasses.replace(inventory) if afresh else inventory, wanted, NodeSettings(), {}, node_annotations={}
     )
 
 
@@ -139,7 +140,7 @@ def test_a_survey_is_linear_in_ports_and_service_ports():
         ports = tuple(ContainerPort(number + 1, name=f"p-{number}", container="app") for number in range(count))
         service = Service("shop", "all", {"app": "web-0"}, service_ports(count))
         inventory = Inventory(pods=pods(1, ports=ports, containers=("app",)), services=(service,))
-        return lambda: survey(*one(replace(inventory)), node_annotations={})
+        return lambda: survey(*one(dataclasses.replace(inventory)), node_annotations={})
 
     is_linear(make)
 
@@ -154,7 +155,7 @@ def test_misspelt_annotations_cost_no_more_than_those_that_are_told():
     def make(count):
         annotations = {f"telepresence.io/downstream-tls-pth-{number}.8080": "/tls" for number in range(count)}
         inventory = Inventory(pods=pods(1, annotations=annotations))
-        return lambda: survey(*one(replace(inventory)), node_annotations={})
+        return lambda: survey(*one(dataclasses.replace(inventory)), node_annotations={})
 
     grows_at_most(20, make, small=100, large=5000)
 
@@ -164,7 +165,7 @@ def test_ports_that_annotations_speak_of_are_read_in_linear_time():
         ports = tuple(ContainerPort(number + 1) for number in range(count))
         annotations = {f"telepresence.io/upstream-insecure-skip-verify.{each.number}": "enabled" for each in ports}
         inventory = Inventory(pods=pods(1, ports=ports, annotations=annotations))
-        return lambda: survey(*one(replace(inventory)), node_annotations={})
+        return lambda: survey(*one(dataclasses.replace(inventory)), node_annotations={})
 
     is_linear(make)
 
@@ -176,7 +177,7 @@ def test_many_services_on_one_port_are_looked_at_once():
             for number in range(count)
         )
         inventory = Inventory(pods=pods(1), services=services)
-        return lambda: survey(*one(replace(inventory)), node_annotations={})
+        return lambda: survey(*one(dataclasses.replace(inventory)), node_annotations={})
 
     is_linear(make)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from sidestep.model.condition import ConditionType
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest

@@ -1,8 +1,7 @@
 """Which earlier alerts a session may ask for, and which of them are its own."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Intercept, Kind, Live, WorkloadRef

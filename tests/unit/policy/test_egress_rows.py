@@ -1,10 +1,10 @@
 """`egress` of policies as snapshots: there and back, over the wire."""
 
-from dataclasses import replace
 from ipaddress import ip_network
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.egress import Destination, EgressMode, Quic, SecretRef
 from sidestep.model.errors import ConfigurationError

@@ -1,9 +1,9 @@
 """From an alert to the change of a policy: what it says, what it joins with, and what the changed policy lets pass."""
 
-from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.config.inspection import inspection_policy
 from sidestep.model.waf import REQUEST_LINE, REQUEST_LINE_OF_CRS

@@ -1,8 +1,7 @@
 """What an access to pods may ask for, and which container and process it means."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter

@@ -1,9 +1,9 @@
 import asyncio
 import os
 import socket
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.errors import BugError, PeerError
 from sidestep.tunnel.connection import Connection

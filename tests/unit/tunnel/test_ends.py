@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import socket
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from msgspec.structs import replace as replace_struct
 
 from sidestep import __version__

@@ -1,8 +1,7 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sidestep.model.errors import PeerError
 from sidestep.tunnel.opening import MAX_REASON, StreamOpening, clean_reason

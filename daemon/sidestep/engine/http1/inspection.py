@@ -21,6 +21,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
+
 from sidestep.engine.http1.inspected_answer import InspectedAnswer
 from sidestep.engine.http1.passed import PassedHttp1
 from sidestep.engine.http1.samples import HTTP1, SAMPLED, Http1Samples
@@ -47,8 +49,7 @@ WEBSOCKET: Final = b"websocket"
 """The token of the protocol (RFC 6455 section 4.1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class WebSocket:
+class WebSocket(msgspec.Struct, frozen=True):
     """A WebSocket whose messages are judged, with what its ends agreed on for compression."""
 
     judged: Judged

@@ -37,7 +37,6 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
@@ -83,8 +82,7 @@ class Reason(enum.StrEnum):
     """There was no inspector until the deadline, or it takes no profiles."""
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True):
     """A request to be judged, or with a `status` a response. Fields as `waf_messages.Question` has them."""
 
     profile: Profile
@@ -112,8 +110,7 @@ class Subject:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class HeadSubject:
+class HeadSubject(msgspec.Struct, frozen=True):
     """A request of HTTP/1 without a body: its head as it was sent, which the inspector reads."""
 
     profile: Profile

@@ -13,8 +13,9 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
 
 from sidestep.engine.inspection.asking import Answer, HeadSubject, Reason, Subject
 from sidestep.engine.inspection.records import HitRecord
@@ -60,8 +61,7 @@ class Forwarded(Protocol):
         """Tell what was found, or that nobody has judged it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Firewall:
+class Firewall(msgspec.Struct, frozen=True):
     """What a connection needs to have its requests judged: settings of its port, who is asked, and its addresses.
 
     `pass_by` takes requests that are forwarded first; without it none are.
@@ -112,8 +112,7 @@ class Host(Protocol):
         """Have the relay called, and what it decides carried out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """The head of a request: `protocol` as in `records.ExchangeRecord`, fields as in `waf_messages.Question`."""
 
     protocol: str

@@ -21,8 +21,9 @@ With a `sampling` requests are counted, and a share of those to which no rule ap
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
+
+from msgspec.structs import replace
 
 from sidestep.engine.inspection.body import is_plain
 from sidestep.engine.inspection.judged import Judged

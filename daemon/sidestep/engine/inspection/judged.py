@@ -22,8 +22,9 @@ enforces it is held from its head until there is an answer (`awaits_response_ver
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from sidestep.engine.inspection.body import InspectedBody
 from sidestep.engine.inspection.firewall import NO_FIREWALL, FirewallRequest, Question

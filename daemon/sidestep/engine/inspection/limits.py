@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 WINDOW: Final = "window"
 """Why a request is not inspected as a whole: its body is longer than what is held."""
@@ -13,8 +14,7 @@ UNFINISHED: Final = "unfinished"
 """Why the rest of a request is not inspected: the connection passes unread before it is whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class InspectionLimits:
+class InspectionLimits(msgspec.Struct, frozen=True):
     """How much is kept back and decoded for a verdict."""
 
     window: int = 64 * 1024

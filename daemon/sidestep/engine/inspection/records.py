@@ -6,8 +6,9 @@ raise: it counts and queues.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from sidestep.policy.accepted_policy import Outcome
 
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from sidestep.policy.route import Fields
 
 
-@dataclass(frozen=True, slots=True)
-class ExchangeRecord:
+class ExchangeRecord(msgspec.Struct, frozen=True):
     """What is known of an exchange when a hit is told of it. Values are bytes as sent, nothing is redacted.
 
     `id` names the exchange: all that is told of it has this name, and so does the answer that a blocked client gets.
@@ -40,8 +40,7 @@ class ExchangeRecord:
     length: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FileRecord:
+class FileRecord(msgspec.Struct, frozen=True):
     """A body in which a rule has found something: of the response if `in_response`, else of the request.
 
     `size` are the bytes that were seen of it, decoded; `sha256` (hexadecimal digits) is None unless `is_whole`: it was
@@ -59,8 +58,7 @@ class FileRecord:
         return self.sha256 is not None
 
 
-@dataclass(frozen=True, slots=True)
-class HitRecord:
+class HitRecord(msgspec.Struct, frozen=True):
     """One rule that applied to an exchange.
 
     `action` is what was done; `would_block` says that a policy in Detect mode would have blocked. `told` is False

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import enum
 import random
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerLimits:
+class BreakerLimits(msgspec.Struct, frozen=True):
     """When a breaker opens, and for how long (seconds)."""
 
     failures: int = 5

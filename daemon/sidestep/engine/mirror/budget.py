@@ -7,11 +7,11 @@ overdrawn   copies that had begun took `debt` seconds more: they are cut short, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetLimits:
+class BudgetLimits(msgspec.Struct, frozen=True):
     """The share is of one processor's time; all other values are seconds."""
 
     share: float = 0.1

@@ -17,8 +17,9 @@ Invariants
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.copy_leg import CopyLeg, LegOwner
@@ -35,8 +36,7 @@ RESERVE: Final = 256
 """Bytes of a capture's share that stay free for losses and ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class CaptureFacts:
+class CaptureFacts(msgspec.Struct, frozen=True):
     """What captures are told of a connection. `now` and the times of events are monotonic seconds; `epoch` is added to
     them to get seconds since 1970."""
 
@@ -46,7 +46,7 @@ class CaptureFacts:
     now: Callable[[], float]
     comment: str = ""
     """What is known of its TLS."""
-    redaction: Redaction = field(default_factory=Redaction)
+    redaction: Redaction = msgspec.field(default_factory=Redaction)
 
 
 class CaptureWriter:

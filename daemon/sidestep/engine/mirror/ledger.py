@@ -7,15 +7,15 @@ that serves the app. Events that wait to be consumed (`queue`) do not count here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from sidestep.engine.memory_budget import COPIES, INSPECTION, Budget
 from sidestep.engine.mirror.gate import TapGate
 
 
-@dataclass(frozen=True, slots=True)
-class TapLimits:
+class TapLimits(msgspec.Struct, frozen=True):
     """Bounds of wiretaps in one pod proxy."""
 
     copy: int = 1024 * 1024

@@ -12,8 +12,9 @@ An exchange that a policy refuses is never offered: the refusal itself is told (
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
+
+from msgspec.structs import replace
 
 from sidestep.engine.inspection.records import ExchangeRecord
 from sidestep.engine.inspection.sampling import number_of

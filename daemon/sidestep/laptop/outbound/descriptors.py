@@ -6,8 +6,9 @@ it. Windows has no such limit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 RESERVED: Final = 192
 """Descriptors for everything else: tunnels, the command behind `--`, the connection to an API server."""
@@ -15,8 +16,7 @@ EACH: Final = 2
 """Descriptors of a client: its connection, and a socket for datagrams."""
 
 
-@dataclass(frozen=True, slots=True)
-class Clients:
+class Clients(msgspec.Struct, frozen=True):
     """How many may be there, and how many beside them that have not shown that they may. `told`: what to tell."""
 
     most: int

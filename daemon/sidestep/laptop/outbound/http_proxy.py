@@ -12,10 +12,10 @@ import base64
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
 
 import h11
+import msgspec
 
 from sidestep.laptop.outbound.conversation import MAX_HEAD, Conversation
 from sidestep.laptop.outbound.socks5 import Place, host_of
@@ -31,8 +31,7 @@ _OURS: Final = frozenset(
 """Fields that are not sent on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What a client asks for. `forward` is the request to be sent on; None: it wants a tunnel."""
 
     place: Place

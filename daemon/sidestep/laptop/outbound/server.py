@@ -24,11 +24,11 @@ import contextlib
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self
 
 import h11
+import msgspec
 
 from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
@@ -72,8 +72,7 @@ class Access(Protocol):
         """Connect from the pod. Raises RefusedError, PeerError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Urls:
+class Urls(msgspec.Struct, frozen=True):
     """How clients are told of the proxy. They hold its password."""
 
     port: int

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import enum
 import secrets
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
+
+import msgspec
 
 from sidestep.laptop.outbound.conversation import Conversation
 from sidestep.model.errors import PeerError
@@ -46,8 +47,7 @@ class Reply(enum.IntEnum):
     ADDRESS_UNKNOWN = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A host, as address or name, and a port."""
 
     host: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import SidestepError
 
@@ -23,22 +24,20 @@ class UnusedError(ReplayError):
     """The server closed a connection that was kept before it read the request: it can be sent again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """A request. `fields` are in lower case and have no field of the connection or of framing."""
 
     method: bytes
     target: bytes
     authority: bytes
-    fields: Fields = field(default_factory=list)
+    fields: Fields = msgspec.field(default_factory=list)
     body: bytes = b""
-    trailers: Fields = field(default_factory=list)
+    trailers: Fields = msgspec.field(default_factory=list)
     is_h2: bool = False
     """Whether it was recorded as HTTP/2."""
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """A final answer. Names are in lower case."""
 
     status: int

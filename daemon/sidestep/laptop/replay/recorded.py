@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from sidestep.laptop.replay.message import Fields, Outgoing
 from sidestep.model.secret_fields import REDACTED
@@ -41,8 +42,7 @@ _HOPS: Final = frozenset(
 _HIDDEN: Final = REDACTED.decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(msgspec.Struct, frozen=True):
     """A request of a file. `request` is None where it cannot be sent again, for this reason."""
 
     number: int

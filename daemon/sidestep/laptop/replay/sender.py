@@ -11,7 +11,8 @@ told: no byte of an answer came). Each exchange has a deadline.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.replay.http1 import Http1Connection

@@ -8,8 +8,9 @@ answered   `found` says in what the answer differs from the recorded one, if the
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sidestep.laptop.replay.comparison import differences
 from sidestep.laptop.replay.message import ReplayError
@@ -21,14 +22,13 @@ if TYPE_CHECKING:
     from sidestep.laptop.replay.target import Target
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(msgspec.Struct, frozen=True):
     """What became of one recorded request."""
 
     recorded: Recorded
     answer: Incoming | None = None
     problem: str = ""
-    found: list[str] = field(default_factory=list)
+    found: list[str] = msgspec.field(default_factory=list)
 
     @property
     def failed(self) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from sidestep.aio.client_tls import default_client_context
 from sidestep.aio.time_limit import time_limit
@@ -21,8 +22,7 @@ from sidestep.model.errors import ConfigurationError
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """A server. `context` is None in clear text."""
 
     host: str

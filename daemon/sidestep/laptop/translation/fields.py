@@ -8,11 +8,11 @@ are removed: `connection` and the fields it names, `keep-alive`, `proxy-connecti
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
 import h11
+import msgspec
 
 from sidestep.protocols import grpc
 from sidestep.tunnel.stream import Headers
@@ -32,8 +32,7 @@ _UNIMPLEMENTED: Final = "12"
 """grpc-status for a failure that retrying does not fix."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A request head for HTTP/1.1. `chunked`: the body has no length of its own; only then trailers can follow."""
 
     head: h11.Request

@@ -18,7 +18,8 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from sidestep.aio.token_bucket import TokenBucket, TokenBuckets
 
@@ -36,8 +37,7 @@ TIMEOUT = 5.0
 _RESET = struct.pack("ii", 1, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class GateLimits:
+class GateLimits(msgspec.Struct, frozen=True):
     """Limits of one gate; rates are per second."""
 
     accept_rate: float

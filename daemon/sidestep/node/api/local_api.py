@@ -24,7 +24,6 @@ import pwd
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 from urllib.parse import parse_qs
@@ -110,8 +109,7 @@ class LocalApi:
         self._tasks.start(connection.run(), name=f"connection of {connection.user}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(msgspec.Struct, frozen=True):
     """A status and a body."""
 
     status: int

@@ -18,8 +18,9 @@ import os
 import platform
 import stat
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sidestep.model.errors import ConfigurationError, KernelError
 
@@ -50,8 +51,7 @@ class AbsentRootError(KernelError):
     """The root folder does not exist, or its process has ended; another one may take its place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(msgspec.Struct, frozen=True):
     """A folder below which paths lie; that of the process that was started at `birth`, where that is known."""
 
     path: str

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import KernelError
 from sidestep.node.certificates.below_root import Root, open_process, open_root
@@ -28,8 +29,7 @@ _READS_ALL: Final = (1 << 1) | (1 << 2)
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (linux/capability.h)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """As whom files are read."""
 
     uid: int
@@ -39,8 +39,7 @@ class Reading:
     """With CAP_DAC_READ_SEARCH."""
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerRoot:
+class ContainerRoot(msgspec.Struct, frozen=True):
     """A root (O_PATH), what is mounted below it (proc_pid_mountinfo(5), unread), and as whom its files are read."""
 
     fd: int

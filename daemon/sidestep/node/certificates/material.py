@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from sidestep.config.annotations import SourceKind
 from sidestep.model.errors import ConfigurationError
@@ -71,8 +72,7 @@ class NotYetError(ConfigurationError):
     """No container that may hold the path has a process; the pod starts, or the containers are between two runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where a path is looked up. It changes when a container is started, restarted or ends.
 
     `roots` are folders in the order of the search, with the start times of their processes (clock ticks since boot;

@@ -29,7 +29,6 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import msgspec
@@ -160,8 +159,7 @@ def stamp_of(source: Folder) -> str:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Material:
+class _Material(msgspec.Struct, frozen=True):
     """File contents; None for a missing file."""
 
     chain: bytes | None
@@ -198,8 +196,7 @@ def _certificate(request: ReadRequest) -> tuple[Summary, int | None]:
     return summary, sealed_memfd("sidestep-credential", credentials[request.deliver])
 
 
-@dataclass(frozen=True, slots=True)
-class _OpenFiles:
+class _OpenFiles(msgspec.Struct, frozen=True):
     """Open descriptors of a folder's files, in the order of `spelling`."""
 
     fds: tuple[int | None, int | None, int | None]

@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
@@ -98,8 +99,7 @@ class PemError(ConfigurationError):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Public facts of a usable certificate with its key.
 
     `name` is the credential's. `dns_name` is the name for verifying the app, and may be empty. `serial` is lower-case
@@ -114,8 +114,7 @@ class Identity:
     serial: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Trust:
+class Trust(msgspec.Struct, frozen=True):
     """Public facts of usable CA certificates. `name` is the credential's; `subject` is the name of the first."""
 
     name: str
@@ -138,8 +137,7 @@ class TrustCredential:
     pem: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Certificate:
+class _Certificate(msgspec.Struct, frozen=True):
     block: Block
     der: bytes
     """The certificate without trust settings."""

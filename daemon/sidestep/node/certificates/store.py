@@ -49,10 +49,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from sidestep.aio.tasks import Tasks
 from sidestep.config.annotation_problem import AnnotationProblem
@@ -100,13 +101,12 @@ class CertificateReader(Protocol):
         """Return a summary of a source, and the memfd of the requested credential. Raises ReadError, KernelError."""
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateEntry:
+class CertificateEntry(msgspec.Struct, frozen=True):
     """What is known about one certificate. `identity` and `trust` are the last usable ones."""
 
     wanted: WantedCertificate
     pod_uid: str
-    place: Place = field(default_factory=Place)
+    place: Place = msgspec.field(default_factory=Place)
     read: bool = False
     stamp: str = ""
     version: str = ""

@@ -13,7 +13,8 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from sidestep.kube.api import Api
 from sidestep.kube.events import EventSubject, post
@@ -44,8 +45,7 @@ IN_A_STATUS = frozenset({ConditionType.POLICY_INVALID, ConditionType.IDS_RULES_I
 _SUBJECT = re.compile(r"(pod|intercept|wiretap|capture|inspection) ([^ /]+)/([^ ]+)(?: .*)?")
 
 
-@dataclass(frozen=True, slots=True)
-class _News:
+class _News(msgspec.Struct, frozen=True):
     """Something to post: about a condition that stands or is over, or about alerts."""
 
     namespace: str

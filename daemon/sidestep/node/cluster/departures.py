@@ -8,14 +8,14 @@ policy that is changed or deleted, is no departure.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from sidestep.model.pod import PodKey
 from sidestep.node.planning.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
-class Departure:
+class Departure(msgspec.Struct, frozen=True):
     """A pod, and the name (`InspectionPolicy.display`) of the policy that selects it no longer."""
 
     pod: PodKey
@@ -23,8 +23,7 @@ class Departure:
     policy: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
+class _Seen(msgspec.Struct, frozen=True):
     labels: Mapping[str, str]
     namespace_labels: Mapping[str, str]
     policies: frozenset[str]

@@ -19,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from sidestep.kube.processes import PROC, PodToLocate, started
 from sidestep.model.pod import Location

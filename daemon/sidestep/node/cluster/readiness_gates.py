@@ -55,8 +55,7 @@ STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
 """Merges conditions by their type, which RFC 7386 does not."""
 
 
-@dataclass(frozen=True, slots=True)
-class GateState:
+class GateState(msgspec.Struct, frozen=True):
     """The condition as it should be."""
 
     is_open: bool

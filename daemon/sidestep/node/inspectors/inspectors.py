@@ -9,7 +9,6 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -71,8 +70,7 @@ class _Codec:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class InspectorProcess:
+class InspectorProcess(msgspec.Struct, frozen=True):
     """A locked inspector. Owns the pidfd of `process`, and `sock`, which does not block."""
 
     process: Process

@@ -11,7 +11,6 @@ networks the later ones are left out, and a condition says so. Those of the clus
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -40,8 +39,7 @@ MAX_PORTS: Final = 1024
 EVERYTHING: Final[tuple[Network, ...]] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
-@dataclass(frozen=True, slots=True)
-class SteeredDestinations:
+class SteeredDestinations(msgspec.Struct, frozen=True):
     """What the kernel steers: of `steered` and `passed` the longest prefix decides. `ports` None: all of them.
 
     `fails`: what is meant and cannot be steered is refused. `blocks_quic`: so is UDP to port 443.

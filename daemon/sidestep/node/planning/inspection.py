@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from sidestep.model.errors import RefusedError
 from sidestep.model.filter import HeaderTest
 from sidestep.model.inspection import ExistingConnections, InspectionPolicy, Mode, selects
@@ -45,8 +47,7 @@ MAX_PORTS = 256
 families. A pod with more would have no port steered at all, and whoever writes a pod decides how many it declares."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PlannedPolicy:
+class PlannedPolicy(msgspec.Struct, frozen=True, eq=False):
     """An accepted policy: what it selects, and what pod proxies are told of it, which has `size` bytes.
 
     `instructions` are those of its regexes (`AcceptedPolicy.instructions`). `waf` is what it says of a web application

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection
-from dataclasses import dataclass
+
+import msgspec
 
 from sidestep.node.planning.port_state import Unsteered
 
@@ -26,8 +27,7 @@ class Outcome(enum.StrEnum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True, slots=True)
-class Uninspected:
+class Uninspected(msgspec.Struct, frozen=True):
     """Why a port is not inspected. `reason` is short and stable (a metric label)."""
 
     outcome: Outcome

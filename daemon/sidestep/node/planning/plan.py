@@ -5,8 +5,9 @@ Plans are frozen and comparable: an equal plan means that nothing has to be done
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sidestep.model.pod import Transport
 
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from sidestep.snapshots.ports import PortSnapshot
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateFacts:
+class CertificateFacts(msgspec.Struct, frozen=True):
     """What is known about a certificate that was looked at: names of credentials, empty where there is none."""
 
     identity: str = ""
@@ -34,8 +34,7 @@ class CertificateFacts:
     """Why it is not there yet, for people; empty once it has been read, usable or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class PortPlan:
+class PortPlan(msgspec.Struct, frozen=True):
     """A port that is to be steered. `needs_app`: only while an app listens on it (it is filtered).
 
     `resets` are the uids of those for whose sake connections that exist are ended, and names of such policies.
@@ -61,8 +60,7 @@ class PortPlan:
         return self.snapshot.uids
 
 
-@dataclass(frozen=True, slots=True)
-class PodPlan:
+class PodPlan(msgspec.Struct, frozen=True):
     """A target pod and its ports, sorted.
 
     Of the connections that it makes `egress` are the policies, and `outbound` says which sessions listen to them.
@@ -95,8 +93,7 @@ class PodPlan:
         return frozenset(port.number for port in self.ports if port.snapshot.closes)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """The desired state of the node.
 
     `coverage` maps the uid of each intercept to the pods it covers, whether or not they can be targets; `refusals` maps
@@ -109,18 +106,18 @@ class Plan:
     are not in `closing`: the ports that its policies close, of pods in `waiting` only.
     """
 
-    pods: Mapping[PodKey, PodPlan] = field(default_factory=dict)
+    pods: Mapping[PodKey, PodPlan] = msgspec.field(default_factory=dict)
     waiting: frozenset[PodKey] = frozenset()
-    closing: Mapping[PodKey, frozenset[int]] = field(default_factory=dict)
+    closing: Mapping[PodKey, frozenset[int]] = msgspec.field(default_factory=dict)
     ended: frozenset[PodKey] = frozenset()
-    surveys: Mapping[PodKey, PodSurvey] = field(default_factory=dict)
-    coverage: Mapping[str, tuple[PodKey, ...]] = field(default_factory=dict)
-    refusals: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
-    pending: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
-    inspected: Mapping[PodKey, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
-    outward: Mapping[PodKey, tuple[str, ...]] = field(default_factory=dict)
-    not_inspected: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
-    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    conditions: Mapping[PodKey | None, tuple[Condition, ...]] = field(default_factory=dict)
+    surveys: Mapping[PodKey, PodSurvey] = msgspec.field(default_factory=dict)
+    coverage: Mapping[str, tuple[PodKey, ...]] = msgspec.field(default_factory=dict)
+    refusals: Mapping[tuple[str, PodKey], str] = msgspec.field(default_factory=dict)
+    pending: Mapping[tuple[str, PodKey], str] = msgspec.field(default_factory=dict)
+    inspected: Mapping[PodKey, Mapping[int, tuple[str, ...]]] = msgspec.field(default_factory=dict)
+    outward: Mapping[PodKey, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    not_inspected: Mapping[tuple[str, PodKey], str] = msgspec.field(default_factory=dict)
+    namespace_labels: Mapping[str, Mapping[str, str]] = msgspec.field(default_factory=dict)
+    conditions: Mapping[PodKey | None, tuple[Condition, ...]] = msgspec.field(default_factory=dict)
     certificates: tuple[WantedCertificate, ...] = ()
     """Those of the ports that somebody wants opened; no other is read."""

@@ -13,6 +13,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from sidestep.model.pod import Family
 from sidestep.node.planning.listener_backoff import ListenerBackoff
 from sidestep.node.planning.valve import Valve
@@ -51,13 +53,12 @@ class Unsteered(enum.Enum):
     """An app listens and refused a dial a moment ago. This is no reason where a global intercept takes the port."""
 
 
-@dataclass(frozen=True, slots=True)
-class Availability:
+class Availability(msgspec.Struct, frozen=True):
     """Whether the proxy can serve. Empty texts mean that it can."""
 
     absence: str
     """Why the proxy serves nothing."""
-    hindrance: dict[Family, str] = field(default_factory=dict)
+    hindrance: dict[Family, str] = msgspec.field(default_factory=dict)
     """Why it does not serve a family."""
 
 

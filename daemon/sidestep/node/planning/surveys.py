@@ -9,8 +9,9 @@ it can be compared by identity.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sidestep.policy.survey import PodSurvey, survey
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from sidestep.model.pod import ContainerPort, Pod, PodKey, Service
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
+class _Origin(msgspec.Struct, frozen=True):
     """What a survey is made of."""
 
     pod: Pod

@@ -32,9 +32,10 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
@@ -69,8 +70,7 @@ BACKOFF: Final = Backoff(first=0.1, longest=3.0, window=30.0, crashes=1000)
 """A start costs some 0.2 s of processor time. It is tried for ever: nothing else of the pod depends on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(msgspec.Struct, frozen=True):
     """What a Suricata is started with: the names of policies and their rules, in one order; what records leave out."""
 
     policies: tuple[str, ...]
@@ -78,8 +78,7 @@ class _Wanted:
     redaction: Redaction
 
 
-@dataclass(frozen=True, slots=True)
-class _Listening:
+class _Listening(msgspec.Struct, frozen=True):
     """A process that is fed, and the task that hears it."""
 
     pid: int

@@ -10,8 +10,9 @@ from a mistake.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+
+import msgspec
 
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.pod import Location, Pod
@@ -26,8 +27,7 @@ class AbsentError(ConfigurationError):
     """No process of the pod is there now."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodNetns:
+class PodNetns(msgspec.Struct, frozen=True):
     """A verified namespace, the caller's to close, and the pod's addresses."""
 
     netns: Netns

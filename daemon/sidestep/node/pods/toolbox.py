@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
 
 from sidestep.aio.turns import Turns
 from sidestep.node.inspectors.inspectors import Inspectors
@@ -113,8 +114,7 @@ class NoLiveRecords:
         """Drop them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Toolbox:
+class Toolbox(msgspec.Struct, frozen=True):
     """What all targets of a node are made with. `credential` gives the source of a named credential of a pod."""
 
     program: CompiledProgram
@@ -129,12 +129,12 @@ class Toolbox:
     """The same of those that steer the connections that pods make."""
     on_change: Callable[[PodKey], None]
     """Called when what the target can do has changed by itself: its proxy is back, has failed, lost its app."""
-    records: RecordLog = field(default_factory=NoRecords)
-    live_records: LiveRecordTaker = field(default_factory=NoLiveRecords)
-    ids_rules: IdsRuleSource = field(default_factory=NoIdsRules)
-    ids_starts: Turns = field(default_factory=lambda: Turns(rate=IDS_STARTS[0], burst=IDS_STARTS[1]))
+    records: RecordLog = msgspec.field(default_factory=NoRecords)
+    live_records: LiveRecordTaker = msgspec.field(default_factory=NoLiveRecords)
+    ids_rules: IdsRuleSource = msgspec.field(default_factory=NoIdsRules)
+    ids_starts: Turns = msgspec.field(default_factory=lambda: Turns(rate=IDS_STARTS[0], burst=IDS_STARTS[1]))
     """Paces the starts of Suricatas."""
-    inspectors: Inspectors = field(default_factory=lambda: Inspectors(lambda _line: None))
+    inspectors: Inspectors = msgspec.field(default_factory=lambda: Inspectors(lambda _line: None))
     """Makes inspectors, from when the first policy has a firewall."""
-    late_client_auth: LateClientAuth = field(default_factory=LateClientAuth)
+    late_client_auth: LateClientAuth = msgspec.field(default_factory=LateClientAuth)
     """Which apps ask for client certificates after the handshake."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+
+class Backoff(msgspec.Struct, frozen=True):
     """The pauses, in seconds, and the number of crashes that make a loop (docs/design.md, "Failure")."""
 
     first: float = 0.010
@@ -23,8 +24,7 @@ class Backoff:
     """Between tries once it is a loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """Start again after `pause` seconds; `looping` says whether it is a crash loop."""
 
     pause: float

@@ -36,8 +36,7 @@ from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
 
-@dataclass(frozen=True, slots=True)
-class CredentialSource:
+class CredentialSource(msgspec.Struct, frozen=True):
     """Where a credential is read from.
 
     `read` returns a sealed memfd with PEM, which the caller closes: key and chain of an identity, CA certificates of a
@@ -68,8 +67,7 @@ class Receiver(Protocol):
         """Send a message and wait until it has been carried out. Raises ProxyError when it could not."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DestinationTable:
+class DestinationTable(msgspec.Struct, frozen=True, eq=False):
     """Where connections that the pod makes were meant to go (`model.egress_table`). Its owner keeps `fd` open."""
 
     fd: int

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -30,8 +29,7 @@ class Asked(Protocol):
         """Send a message and wait until it has been carried out. Raises SidestepError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dialled:
+class Dialled(msgspec.Struct, frozen=True):
     """A connection that was made: the daemon's end, and where it leads, as the proxy says."""
 
     sock: socket.socket

@@ -31,8 +31,8 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
+import msgspec
 from msgspec.structs import replace
 
 from sidestep.aio.channel import DeadlineError
@@ -57,12 +57,11 @@ from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
 
-@dataclass(frozen=True, slots=True)
-class SupervisorSettings:
+class SupervisorSettings(msgspec.Struct, frozen=True):
     """Limits and deadlines of all pod proxies (seconds)."""
 
-    limits: ProxyLimits = field(default_factory=ProxyLimits)
-    backoff: Backoff = field(default_factory=Backoff)
+    limits: ProxyLimits = msgspec.field(default_factory=ProxyLimits)
+    backoff: Backoff = msgspec.field(default_factory=Backoff)
     open_deadline: float = 10.0
     """For a handler to be connected; below the proxy's own."""
     source_deadline: float = 15.0

@@ -12,8 +12,9 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Self
+
+import msgspec
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
 from sidestep.aio.packets import control_pair
@@ -43,8 +44,7 @@ A proxy that names and diverts 2,000 connections a second, and logs as much as i
 """
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyLimits:
+class ProxyLimits(msgspec.Struct, frozen=True):
     """What a pod proxy may use, and how long the daemon waits for it (seconds)."""
 
     memory: int = 1 << 30
@@ -58,8 +58,7 @@ class ProxyLimits:
     talk: ShareLimits = TALK
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """Where a proxy process runs: `netns_fd` stays the caller's; `uid` is this pod's own user id."""
 
     name: str

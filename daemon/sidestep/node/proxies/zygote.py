@@ -12,8 +12,9 @@ import re
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Self
+
+import msgspec
 
 from sidestep.aio.process import Process
 from sidestep.node.proxies.backoff import Backoff
@@ -30,8 +31,7 @@ STARTING = max(4, 2 * (os.cpu_count() or 1))
 """Proxies that may start at the same time; more would wait for a CPU until their deadlines pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class ZygoteSettings:
+class ZygoteSettings(msgspec.Struct, frozen=True):
     """How the zygote is started; the defaults are the product, tests put a worker of their own in.
 
     `worker` is MODULE:FUNCTION (None: the pod proxy), `path` a folder to import it from; deadlines in seconds.
@@ -43,7 +43,7 @@ class ZygoteSettings:
     spawn_deadline: float = 60.0
     silence: float = 3.0
     """Without an answer while one is waited for."""
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: Backoff = msgspec.field(default_factory=Backoff)
 
     def program(self) -> ZygoteProgram[FromZygote, Message]:
         """The process that is started."""

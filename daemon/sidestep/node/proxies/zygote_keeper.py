@@ -20,8 +20,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError, MessageCodec
 from sidestep.aio.packets import ChannelClosed, control_pair
@@ -38,8 +39,7 @@ In = TypeVar("In", bound=Any)
 Out = TypeVar("Out", bound=Any)
 
 
-@dataclass(frozen=True, slots=True)
-class ZygoteProgram(Generic[In, Out]):
+class ZygoteProgram(msgspec.Struct, Generic[In, Out], frozen=True):
     """A zygote: `module` is run with its descriptor and `options`; `noun` names it in texts.
 
     `greeting` is the type of its first message, whose `version` has to be this one.
@@ -53,15 +53,14 @@ class ZygoteProgram(Generic[In, Out]):
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class KeeperSettings:
+class KeeperSettings(msgspec.Struct, frozen=True):
     """Deadlines in seconds."""
 
     start_deadline: float = 20.0
     spawn_deadline: float = 60.0
     silence: float = 3.0
     """Without an answer while one is waited for."""
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: Backoff = msgspec.field(default_factory=Backoff)
 
 
 class ZygoteKeeper(Generic[In, Out]):

@@ -7,8 +7,9 @@ namespace that has more of them than another gives way to it, so that no namespa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.model.pod import PodKey
 from sidestep.protocols.eve_records import RecordedAction
@@ -24,8 +25,7 @@ _DONE: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AlertKey:
+class AlertKey(msgspec.Struct, frozen=True):
     """What is told as one line."""
 
     pod: PodKey

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from sidestep.kube.resources import DELETED_AFTER, INERT_AFTER, observe
 from sidestep.kube.watch import KubeObject
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -34,8 +36,7 @@ VALIDATION_TIME = 0.02
 """Seconds within which one call of `verdicts` may start validations; the rest waits for the next call."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResourceVerdict:
+class ResourceVerdict(msgspec.Struct, frozen=True):
     """Decision about one resource: `standing`, or the reason why not.
 
     `pods` are the covered pods of this node. `waiting`: the resource has not been validated yet.
@@ -232,8 +233,7 @@ class SessionResources:
         self.on_change(resource.uid)
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdicts:
+class _Verdicts(msgspec.Struct, frozen=True):
     """Verdicts and their inputs."""
 
     inventory: Inventory
@@ -241,8 +241,7 @@ class _Verdicts:
     found: dict[str, ResourceVerdict]
 
 
-@dataclass(frozen=True, slots=True)
-class KindSink:
+class KindSink(msgspec.Struct, frozen=True):
     """A `kube.watch.Sink` for one kind."""
 
     resources: SessionResources

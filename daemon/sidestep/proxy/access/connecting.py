@@ -11,9 +11,10 @@ import errno
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
+
+import msgspec
 
 from sidestep.model.errors import RefusedError
 from sidestep.policy.destinations import Destinations
@@ -44,13 +45,12 @@ _WHY: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class PodNetwork:
+class PodNetwork(msgspec.Struct, frozen=True):
     """What the daemon says of the pod's network, and what it permits."""
 
-    settings: ResolverSettings = field(default_factory=ResolverSettings)
-    hosts: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
-    destinations: Destinations = field(default_factory=Destinations)
+    settings: ResolverSettings = msgspec.field(default_factory=ResolverSettings)
+    hosts: Mapping[str, tuple[Address, ...]] = msgspec.field(default_factory=dict)
+    destinations: Destinations = msgspec.field(default_factory=Destinations)
 
 
 class Connecting:

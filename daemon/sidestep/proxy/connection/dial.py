@@ -21,9 +21,10 @@ import errno
 import random
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Final
+
+import msgspec
 
 from sidestep.proxy.io.loop import BROKEN, WRITE, Loop
 
@@ -39,8 +40,7 @@ Namer = Callable[[str, int, Callable[[bool], None]], Callable[[], None]]
 """(source address, source port, ready) -> cancel: calls `ready(True)` once the connection from there is named."""
 
 
-@dataclass(frozen=True, slots=True)
-class Naming:
+class Naming(msgspec.Struct, frozen=True):
     """How connections are named, and the network from which they come over IPv4."""
 
     namer: Namer

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 RAW: Final = "tcp"
 """The protocol of a connection whose bytes a handler gets as the client sends them."""
@@ -26,8 +27,7 @@ class Endpoints:
         self.names: list[tuple[str, int]] = []
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionInfo:
+class ConnectionInfo(msgspec.Struct, frozen=True):
     """What the daemon and the session are told of a connection to a handler.
 
     tls            the client came over TLS, and the handler gets what was inside

@@ -26,7 +26,6 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -60,8 +59,7 @@ CLEARED_BY_SUCCESS: Final = (
 """Conditions that do not hold any more once a handshake with the app has succeeded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Established:
+class Established(msgspec.Struct, frozen=True):
     """Both handshakes are done; the streams are in `Ends`.
 
     `verdict` says how to go on with what is inside, and `alpn` what the app chose. `first_bytes` were read from the

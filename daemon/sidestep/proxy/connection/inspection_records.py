@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from sidestep.aio.token_bucket import TokenBucket
 from sidestep.engine.inspection.sampling import Sampling

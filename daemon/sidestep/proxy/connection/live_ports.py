@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
+
+import msgspec
 
 from sidestep.engine.relay import OnUnreadable
 from sidestep.model.condition import ConditionType
@@ -74,8 +75,7 @@ def source_of(port: PortSnapshot) -> str | None:
     return next(shown, KEEPER.uid if port.recent else None)
 
 
-@dataclass(frozen=True, slots=True)
-class Outward:
+class Outward(msgspec.Struct, frozen=True):
     """A connection that the pod makes, to a server of this name. `flow` is the number of its records; `facts` are what
     rules may ask of it. `ids`: a policy wants it to be fed to an IDS.
     """

@@ -24,8 +24,9 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sidestep.proxy.connection.dial import Dial
 from sidestep.proxy.io.loop import READ, Loop
@@ -45,8 +46,7 @@ TELLING: Final = 4
 """Bytes of an answer to the clear preface that tell what it is: the type of an HTTP/2 frame is the fourth."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
+class ProbeResult(msgspec.Struct, frozen=True):
     """What a probe learnt; None: unknown. `certificate` is the app's own, DER, empty when none was seen."""
 
     tls: bool | None

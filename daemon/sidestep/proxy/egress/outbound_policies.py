@@ -6,12 +6,13 @@ Counters and rules of sessions are those of a port that stands for all such conn
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime as dt
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from sidestep.engine.outbound import Decision, Opening, Seen
 from sidestep.model.errors import BugError
@@ -142,7 +143,7 @@ class OutboundPolicies:
             hosts = OpenedHosts(
                 lambda: self.current, facts.destination, facts.port, name=facts.server_name, judging=judging
             )
-            facts = replace(facts, binds_host=True, hosts=hosts)
+            facts = dataclasses.replace(facts, binds_host=True, hosts=hosts)
         is_clear = decision.opening is Opening.ORIGINATE
         snapshot = msgspec.structs.replace(
             self.port.snapshot,
@@ -163,7 +164,7 @@ class OutboundPolicies:
         if inspection is not None and facts.destination is not None:
             is_told = bool(decision.reason)
             hosts = HostsOf(lambda: self.current, facts.destination, facts.port, is_told=is_told)
-            facts = replace(facts, hosts=hosts, is_told=is_told)
+            facts = dataclasses.replace(facts, hosts=hosts, is_told=is_told)
         outward = Outward(name, flow, facts, self._feeds_ids(judging))
         return self.port.for_connection(outward, inspection, self.port.snapshot)
 

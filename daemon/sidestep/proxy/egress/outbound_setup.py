@@ -26,9 +26,10 @@ Invariants
 from __future__ import annotations
 
 import socket
-from dataclasses import replace
 from functools import lru_cache, partial
 from ipaddress import ip_address
+
+from msgspec.structs import replace
 
 from sidestep.engine.classification import REST_SECONDS, AskApp, Event, Wait
 from sidestep.engine.outbound import Decision, Opening, Seen, blocks_whatever_follows, decide, see

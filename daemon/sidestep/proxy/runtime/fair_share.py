@@ -11,8 +11,9 @@ that wait (`engine.memory_budget`), and shrinks with it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from sidestep.engine.memory_budget import BACKLOG, DIVERTED, INSPECTION, Budget
 from sidestep.engine.mirror.budget import BudgetLimits

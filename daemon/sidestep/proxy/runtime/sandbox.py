@@ -18,15 +18,15 @@ forked process; therefore the filter forbids executable mappings.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 from sidestep.aio.packets import MAX_PAYLOAD
 from sidestep.aio.pulse import Pulse
 from sidestep.sandbox import capabilities, namespaces, rlimits, seccomp
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
+class Confinement(msgspec.Struct, frozen=True):
     """What one proxy is confined to: its user and group id, `memory` in bytes (0: no bound), `descriptors` (a
     number)."""
 

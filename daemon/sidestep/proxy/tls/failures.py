@@ -6,7 +6,7 @@ what can be done.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from sidestep.model.condition import ConditionType
 from sidestep.snapshots.ports import PortSnapshot
@@ -15,8 +15,7 @@ SHOWN: int = 64
 """Bytes of a client's server name that are shown."""
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFailure:
+class TlsFailure(msgspec.Struct, frozen=True):
     """The condition to report, with its text. `why` is what the other end, or the handshake with it, said."""
 
     type: ConditionType

@@ -23,9 +23,9 @@ import os
 import re
 import ssl
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -48,8 +48,7 @@ _UNREADABLE: Final = (ValueError, TypeError, InternalError, UnsupportedAlgorithm
 _CaKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(msgspec.Struct, frozen=True):
     """A certificate with its chain, as PEM, and when it ends."""
 
     chain: bytes

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from sidestep.protocols import eve, tls_weakness
 from sidestep.protocols.client_certificate import listed_name
@@ -25,8 +26,7 @@ _GOOD: Final = 0x1301
 _VERSIONS: Final = {"TLSv1.3": 0x0304, "TLSv1.2": 0x0303, "TLSv1.1": 0x0302, "TLSv1": 0x0301, "SSLv3": 0x0300}
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedTls:
+class OpenedTls(msgspec.Struct, frozen=True):
     """TLS that was opened: the records that the ClientHello came in, both streams, and how the app's certificate is had
     (as `ssl` shows it; empty if it was not verified).
     """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import hpack
+from msgspec.structs import replace
 
 from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.mirror.ledger import Ledger

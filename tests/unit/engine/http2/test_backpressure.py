@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from sidestep.engine.http2.backpressure import Backpressure
 from sidestep.engine.http2.exchange import Exchange

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 import hpack
 import pytest
+from msgspec.structs import replace
 
 from sidestep.engine.http2.diversion import LINGER
 from sidestep.engine.memory_budget import Account, Budget

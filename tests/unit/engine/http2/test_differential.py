@@ -7,13 +7,14 @@ raises on anything illegal on any of the connections; what arrives must be what 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import hpack
 import pytest
 from h2.settings import SettingCodes
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sidestep.protocols.http2 import DEFAULT_LIMITS, Http2Limits
 from tests.effort import examples

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 import hpack
 import pytest
+from msgspec.structs import replace
 
 from sidestep.policy.route import Route
 from sidestep.protocols.hpack import encode

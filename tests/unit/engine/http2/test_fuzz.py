@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import hpack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.leg import Ending, Leg

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.leg import HIGH_WATER

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from sidestep.engine.http2.exchange import Exchange
 from sidestep.engine.http2.head import Head

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from sidestep.engine.http2.pending_settings import PendingSettings
 from sidestep.engine.http2.request_decoder import RequestDecoder

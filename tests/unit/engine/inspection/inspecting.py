@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.inspection.firewall import Firewall

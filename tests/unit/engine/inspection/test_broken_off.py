@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.engine.inspection.limits import LIMITS
 from sidestep.policy.accepted_policy import Outcome

@@ -1,11 +1,11 @@
 """Heads that are skimmed for filters and rules in one pass: none is passed on that a rule would have applied to."""
 
 import functools
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sidestep.engine.http1.inspected_requests import InspectedRouter
 from sidestep.engine.http1.routing import PLAIN

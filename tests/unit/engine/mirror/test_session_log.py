@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.mirror import session_log

@@ -5,9 +5,9 @@ import contextlib
 import hashlib
 import re
 import select
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.handler import Handler, HandlerSettings

@@ -1,10 +1,10 @@
 """Certificates by path whose container does not run yet, or runs again: pending, usable and unusable ones."""
 
 import asyncio
-from dataclasses import replace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from sidestep.model.errors import ConfigurationError, KernelError
 from sidestep.model.inventory import Inventory

@@ -1,10 +1,10 @@
 import asyncio
 import os
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from sidestep.aio.packets import sealed_memfd
 from sidestep.aio.time_limit import time_limit

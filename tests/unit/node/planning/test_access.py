@@ -1,8 +1,7 @@
 """Accesses to pods in plans: who is a target by them, who waits, who is refused."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.errors import RefusedError

@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from sidestep.config import annotation_names as names
 from sidestep.config.node_settings import NodeSettings

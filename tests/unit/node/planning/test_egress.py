@@ -1,11 +1,11 @@
 """What the kernel is told to steer: never less than the destinations of all policies, and nothing internal unasked."""
 
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sidestep.model.egress import EVERYTHING, Destination, Quic
 from sidestep.model.inspection import Egress, FailurePolicy, InspectionPolicy, Mode

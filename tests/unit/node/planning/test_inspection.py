@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.config import annotation_names as names
 from sidestep.config.node_settings import NodeSettings, resolve
@@ -274,7 +275,7 @@ def test_a_plan_tells_the_labels_of_its_namespaces_while_there_are_policies():
     stock = inventory(pod(), namespace_labels={"shop": {"team": "a"}, "none": {"team": "a"}})
     elsewhere = policy(namespace="bank")
     expected = {"shop": {"team": "a", "kubernetes.io/metadata.name": "shop"}}
-    assert planned(elsewhere, stock=replace(stock, policies=(elsewhere,))).namespace_labels == expected
+    assert planned(elsewhere, stock=dataclasses.replace(stock, policies=(elsewhere,))).namespace_labels == expected
     assert planned(stock=stock).namespace_labels == {}
 
 

@@ -1,7 +1,7 @@
 import itertools
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.config import annotation_names as names
 from sidestep.config.node_settings import NodeSettings

@@ -109,6 +109,6 @@ def test_names_that_cannot_be_taken_back_switch_it_off():
 def test_a_cgroup_that_cannot_be_attached_to_switches_it_off(tmp_path):
     from sidestep.steering import CompiledProgram
 
-    program = CompiledProgram.__new__(CompiledProgram)
+    program = CompiledProgram(b"", ())
     addresses = ClientAddresses.attach((program, program), str(tmp_path / "gone"))
     assert addresses.status.startswith("off: open")

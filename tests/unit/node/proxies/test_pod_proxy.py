@@ -6,10 +6,10 @@ import asyncio
 import functools
 import os
 import socket
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from sidestep.aio.packets import ChannelClosed
 from sidestep.model.errors import KernelError

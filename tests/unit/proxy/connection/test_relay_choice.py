@@ -7,11 +7,11 @@ import os
 import re
 import socket
 import ssl
-from dataclasses import replace
 from ipaddress import ip_network
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
