@@ -163,6 +163,9 @@ class Soak:
             self.account.seen += traffic.seen
         self._settled()
         if same_daemon:
+            # A flow of UDP lasts for a minute after its last datagram, or until its session ends.
+            self._intercepts[UDP_PORT].process.kill()
+            self._start_cli(UDP_PORT)
             until(
                 lambda: not self._grown(before),
                 within=SETTLING,
