@@ -6,6 +6,8 @@ of the system tests. Where SIGINT is ignored, as in the background of a shell, i
 
 Tests that need Landlock are left out on a kernel that has none, and the summary names them.
 
+What runs at a lower priority beside other tests gets what these leave: its tests have more time (`PATIENCE`).
+
 Where files run side by side, those with the marker `long` begin first, then those with the most tests: what begins last
 should be short, or one process works while the others have nothing left.
 """
@@ -23,6 +25,8 @@ for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+PATIENCE = 6
+"""So many times as long may a test take that runs at a lower priority."""
 NO_LANDLOCK = pytest.StashKey[list[str]]()
 
 
@@ -33,6 +37,11 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=absent)
         items[:] = [item for item in items if item not in absent]
     config.stash[NO_LANDLOCK] = [item.nodeid for item in absent]
+    if os.nice(0) > 0:
+        for item in items:
+            own = item.get_closest_marker("timeout")
+            seconds = own.args[0] if own else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(PATIENCE * seconds), append=False)
     if config.getoption("numprocesses", None) or "PYTEST_XDIST_WORKER" in os.environ:
         tests = collections.Counter(item.path for item in items)
         long = {item.path for item in items if item.get_closest_marker("long")}
