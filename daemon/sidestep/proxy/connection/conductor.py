@@ -37,6 +37,7 @@ from sidestep.proxy.connection.connection_leg import ConnectionLeg
 from sidestep.proxy.connection.connection_legs import ConnectionLegs
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.host import AppTls, ConnectionHost
+from sidestep.proxy.connection.kept_hellos import KeptHello
 from sidestep.proxy.connection.leg_opening import open_app, open_handler
 from sidestep.proxy.connection.leg_reading import drain, read_last, read_more
 from sidestep.proxy.connection.live_ports import LivePort
@@ -89,7 +90,7 @@ class Conductor:
         tls: bool = False,
         server_name: str = "",
         app_tls: AppTls | None = None,
-        hello: bytes = b"",
+        hello: KeptHello | None = None,
     ) -> None:
         self._loop = loop
         self.host = host
@@ -116,7 +117,7 @@ class Conductor:
         self.app_tls = app_tls
         self._tls_facts: LoggedTls | None = None
         self._hello = hello
-        """The client's ClientHello, for the facts, until they are made."""
+        """The client's ClientHello, for the facts, until they are made or the connection ends."""
         if relay.gate is not None:
             relay.gate.wake = self._answered
 
@@ -133,8 +134,12 @@ class Conductor:
 
     def _take_tls_facts(self) -> None:
         if self._tls_facts is None and self.tls:
-            stream, hello = self._legs.of(self.relay.client).stream, self._hello
-            self._tls_facts, self._hello = tls_facts(stream, self.server_name, hello), b""
+            stream = self._legs.of(self.relay.client).stream
+            self._tls_facts = tls_facts(stream, self.server_name, self._taken_hello())
+
+    def _taken_hello(self) -> bytes:
+        hello, self._hello = self._hello, None
+        return hello.take() if hello is not None else b""
 
     @property
     def allows_late_auth(self) -> bool:
@@ -516,6 +521,7 @@ class Conductor:
 
     def _set_closed(self) -> None:
         self._closed = True
+        self._taken_hello()
         self._count()
         if self._timer is not None:
             self._timer.cancel()

@@ -305,7 +305,7 @@ class ConnectionSetup:
             tls=tls is not None,
             server_name=self._server_name,
             app_tls=self._app_tls,
-            hello=self._hello if self._port.is_shown else b"",
+            hello=self._host.hellos.keep(self._hello) if self._port.is_shown else None,
         )
         self._hello = b""
         client, app = self._ends.take_streams()

@@ -9,6 +9,7 @@ from sidestep.model.condition import ConditionType
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.host import ConnectionHost, RelayedConnection
 from sidestep.proxy.connection.inspector_link import InspectorLink
+from sidestep.proxy.connection.kept_hellos import KeptHellos
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.control.record_queue import RecordQueue
 from sidestep.proxy.mirror.ids_feeds import IdsFeeds
@@ -26,6 +27,8 @@ class SetupHost(ConnectionHost, Protocol):
     """What a setup asks, besides what the relay that follows asks."""
 
     detection_timeout: float
+    hellos: KeptHellos
+    """ClientHellos of connections whose requests are shown."""
     ledger: Ledger
     records: RecordQueue
     """Where records of inspection go."""

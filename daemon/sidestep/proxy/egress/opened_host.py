@@ -28,6 +28,7 @@ class OpenedHost(OutboundHost):
         super().__init__(loop, process)
         self.credentials = credentials
         self.detection_timeout = process.detection_timeout
+        self.hellos = process.hellos
         self.ledger = process.ledger
         self.ids = process.ids
         self.inspector = process.inspector

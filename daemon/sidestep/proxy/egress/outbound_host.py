@@ -16,6 +16,7 @@ from sidestep.proxy.connection.dial import Done
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.host import ConnectionHost, RelayedConnection
 from sidestep.proxy.connection.inspector_link import InspectorLink
+from sidestep.proxy.connection.kept_hellos import KeptHellos
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.setup_host import PendingConnection
 from sidestep.proxy.control.messages import LoggedRequest
@@ -38,6 +39,7 @@ class Process(ConnectionHost, Protocol):
     records: RecordQueue
     credentials: Credentials
     detection_timeout: float
+    hellos: KeptHellos
     ledger: Ledger
     """What copies may hold."""
     ids: IdsFeeds

@@ -53,6 +53,7 @@ from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.handler_streams import HandlerStreams
 from sidestep.proxy.connection.host import RelayedConnection
 from sidestep.proxy.connection.inspector_link import InspectorLink
+from sidestep.proxy.connection.kept_hellos import KeptHellos
 from sidestep.proxy.connection.live_ports import CompiledPolicies, LivePort
 from sidestep.proxy.connection.setup import ConnectionSetup
 from sidestep.proxy.connection.setup_host import PendingConnection
@@ -123,6 +124,7 @@ class Worker:
         self.credentials = Credentials(trust_store)
         self.detection_timeout = DETECTION_TIMEOUT
         self.pipes = Pipes(lambda: not self._room.is_short)
+        self.hellos = KeptHellos()
         self.ledger = Ledger(gate=TapGate(self._loop.now))
         self.mirror_scheduler = MirrorScheduler(self._loop, self.ledger.gate)
         self.ids = IdsFeeds(self._loop, self.mirror_scheduler.spend)
