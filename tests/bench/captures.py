@@ -15,9 +15,9 @@ from tests.bench.arena import Arena, tree
 from tests.bench.cpu import cpu_seconds
 from tests.bench.figure import Figure
 from tests.bench.rows import Row, cpu_rows
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import child
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 NOISE = 1.05
 """Requests after a capture to those before it: what two runs of the same differ by."""

@@ -26,7 +26,7 @@ from tests.e2e import cluster as clusters
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 from tests.e2e.cluster import Cluster, Pod
-from tests.harness.node import SIDESTEP
+from tests.harness.warm import SIDESTEP
 
 GIB = 1 << 30
 SPACE, PORT = "pay", 8080

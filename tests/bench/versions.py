@@ -25,10 +25,11 @@ from tests.bench.extras import pss, rss
 from tests.harness import cluster, manifests
 from tests.harness.cli import Intercept, intercept
 from tests.harness.namespaces import Netns
-from tests.harness.node import SIDESTEP, Node, node
+from tests.harness.node import Node, node
 from tests.harness.peers import Server, http_app
 from tests.harness.processes import Process, descendants
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 PORT = 8080
 HEADER = "x-dev=ada"

@@ -19,9 +19,9 @@ from tests.harness import kernel, scene, tshark
 from tests.harness.curl import Answer
 from tests.harness.inspection import is_refusal, policies, policy, rule
 from tests.harness.nginx import Nginx
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process, alive, started
 from tests.harness.waiting import DeadlineError, until
+from tests.harness.warm import SIDESTEP
 
 BOLD, DIM, GREEN, RED, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m"
 

@@ -21,9 +21,9 @@ from tests.harness import kernel
 from tests.harness.authority import Authority
 from tests.harness.cli import Intercept, Result
 from tests.harness.namespaces import run
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process, started
 from tests.harness.waiting import SLACK, until
+from tests.harness.warm import SIDESTEP
 
 NAMESPACE = "sidestep"
 DAEMON = "app.kubernetes.io/component=node"

@@ -10,9 +10,9 @@ import pytest
 
 from tests.e2e import shop as shops
 from tests.harness import tshark
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 CAPTURER = "eve"
 DEVELOPER = "ada"

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from tests.e2e import test_inspection as written
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 AUDITOR = "eve"
 DEVELOPER = "ada"

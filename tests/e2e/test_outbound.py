@@ -20,9 +20,9 @@ from tests.e2e.engines import records
 from tests.harness import kernel
 from tests.harness.authority import Authority
 from tests.harness.nginx import nginx
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 PORT, PLAIN = 443, 80
 NAMES = ("api.example", "paste.example")

@@ -11,9 +11,9 @@ from tests.e2e import cluster as clusters
 from tests.e2e import images, machine
 from tests.e2e import shop as shops
 from tests.harness.namespaces import run
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 EVE = "eve"
 DEVELOPER = "ada"

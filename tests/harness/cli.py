@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -13,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.harness.node import SIDESTEP, Node
+from tests.harness.node import Node
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP, run
 
 _numbers = itertools.count(1)
 
@@ -45,17 +45,14 @@ def sidestep(
     socket: Path | None = None,
     within: float = 80.0,
     environment: Mapping[str, str] | None = None,
+    warm: bool = True,
 ) -> Result:
-    """Run a command to its end. `socket` is passed as --socket; each variable replaces one of this process's."""
+    """Run a command to its end. `socket` is passed as --socket; each variable replaces one of this process's.
+
+    `warm`: it may come from an interpreter that has imported it (`tests.harness.warm`).
+    """
     extra: list[str | Path] = [] if socket is None else ["--socket", socket]
-    done = subprocess.run(
-        [SIDESTEP, *map(str, [*words, *extra])],
-        capture_output=True,
-        text=True,
-        timeout=within,
-        check=False,
-        env={**os.environ, **(environment or {})},
-    )
+    done = run([SIDESTEP, *map(str, [*words, *extra])], within=within, environment=environment, warm=warm)
     return Result(done.returncode, done.stdout, done.stderr)
 
 

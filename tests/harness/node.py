@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,7 @@ from tests.harness.compiled_once.bcc import VARIABLE
 from tests.harness.namespaces import Netns
 from tests.harness.processes import Process, alive, children, descendants
 from tests.harness.waiting import until
-
-SIDESTEP = str(Path(sys.executable).parent / "sidestep")
-"""The command as it is installed beside the interpreter that runs the tests."""
+from tests.harness.warm import SIDESTEP
 
 START = 30.0
 """Seconds until the daemon must answer (it compiles a program first)."""
@@ -55,6 +52,8 @@ class Node:
         self.prefix: tuple[str, ...] = ()
         """What the daemon is started by, such as `prlimit`."""
         self.program = SIDESTEP
+        self.warm = True
+        """Whether it may come from an interpreter that has imported it."""
         self.environment: dict[str, str] = {}
         self._family: set[int] = set()
         self._before: list[Process] = []
@@ -77,11 +76,14 @@ class Node:
         shared = {"PYTHONPATH": str(COMPILED_ONCE), VARIABLE: str(self.compiled)}
         return {**shared, **self.environment}
 
+    def _process(self, command: list[str | Path], stdout: Path | None = None) -> Process:
+        log, variables = self.folder / "node.log", self.variables()
+        return Process(command, log=log, stdout=stdout, environment=variables, patience=40, warm=self.warm)
+
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
         command = [*self.prefix, *self.command()]
-        log = self.folder / "node.log"
-        process = Process(command, log=log, stdout=self.stdout, environment=self.variables(), patience=40)
+        process = self._process(command, stdout=self.stdout)
         self.process = process
         until(
             lambda: not process.running or self.status() is not None,
@@ -97,7 +99,7 @@ class Node:
         assert old is not None
         self._before.append(old)
         self.family()
-        process = Process(self.command(), log=self.folder / "node.log", environment=self.variables(), patience=40)
+        process = self._process(self.command())
         self.process = process
 
         def answers() -> bool:

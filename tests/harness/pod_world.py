@@ -13,9 +13,10 @@ from pathlib import Path
 
 from tests.harness import manifests
 from tests.harness.namespaces import PodNamespace, pod_namespace
-from tests.harness.node import SIDESTEP, Node, node
+from tests.harness.node import Node, node
 from tests.harness.processes import Process, child
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 _numbers = itertools.count(1)
 WAITS = [sys.executable, "-S", "-c", "import sys; print(1, flush=True); sys.stdin.read()"]

@@ -13,10 +13,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.harness.waiting import until
+from tests.harness.warm import WarmProcess, popen
 
 
 class Process:
-    """A started process. `log` holds stdout and stderr, or stderr alone when stdout has a file of its own."""
+    """A started process. `log` holds stdout and stderr, or stderr alone when stdout has a file of its own.
+
+    `warm`: `sidestep` may come from an interpreter that has imported it (`tests.harness.warm`).
+    """
 
     def __init__(
         self,
@@ -26,6 +30,7 @@ class Process:
         stdout: Path | None = None,
         environment: Mapping[str, str] | None = None,
         patience: float = 5.0,
+        warm: bool = True,
     ) -> None:
         self.log = log
         self.stdout = stdout
@@ -35,13 +40,15 @@ class Process:
         """Seconds between SIGTERM and SIGKILL at the end."""
         with open(log, "ab") as errors, contextlib.ExitStack() as files:
             output = errors if stdout is None else files.enter_context(open(stdout, "ab"))
-            self.popen = subprocess.Popen(
-                [str(word) for word in command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                env=None if environment is None else {**os.environ, **environment},
-            )
+            nothing = files.enter_context(open(os.devnull, "rb"))
+            words, variables = [str(word) for word in command], {**os.environ, **(environment or {})}
+            streams = {"stdin": nothing.fileno(), "stdout": output.fileno(), "stderr": errors.fileno()}
+            self.popen: subprocess.Popen[bytes] | WarmProcess
+            found = popen(words, variables, **streams) if warm else None
+            if found is None:
+                self.popen = subprocess.Popen(words, env=variables, stdin=nothing, stdout=output, stderr=errors)
+            else:
+                self.popen = found
 
     @property
     def pid(self) -> int:

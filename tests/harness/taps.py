@@ -24,10 +24,11 @@ import h2.events
 from tests.harness.cli import Intercept
 from tests.harness.http1 import ClosedError, Message
 from tests.harness.http2 import PREFACE
-from tests.harness.node import SIDESTEP, Node
+from tests.harness.node import Node
 from tests.harness.peers import Connection, Server
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 _numbers = itertools.count(1)
 

@@ -15,9 +15,9 @@ import pytest
 from tests.e2e import images
 from tests.e2e import shop as shops
 from tests.e2e.cluster import namespaces
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 HERE = Path(__file__).resolve().parent
 SPACE, DATA = "story", "data"

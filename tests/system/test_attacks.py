@@ -24,8 +24,8 @@ from tests.harness import manifests, processes, scene
 from tests.harness.cli import intercept, sidestep
 from tests.harness.hostile_proxy import BASE
 from tests.harness.namespaces import pod_namespace
-from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server, http_app
+from tests.harness.warm import SIDESTEP
 
 pytestmark = pytest.mark.alone
 

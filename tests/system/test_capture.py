@@ -13,10 +13,10 @@ from tests.harness import scene, tshark
 from tests.harness.cli import sidestep
 from tests.harness.http2 import any_app
 from tests.harness.inspection import policies, policy, rule
-from tests.harness.node import SIDESTEP
 from tests.harness.peers import Client, Server, server_context
 from tests.harness.processes import Process, child
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 from tests.harness.websocket_peers import websocket_client, websocket_server
 from tests.system.test_grpc import call, grpc_server
 

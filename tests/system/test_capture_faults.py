@@ -14,9 +14,9 @@ import pytest
 from tests.harness import scene, tshark
 from tests.harness.cli import sidestep
 from tests.harness.http2 import any_app
-from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server, server_context
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 from tests.system.test_capture import H1, capturing
 
 BODY = 3_000_000

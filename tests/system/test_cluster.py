@@ -19,10 +19,10 @@ from tests.harness.cli import Intercept
 from tests.harness.connect_proxy import ConnectProxy
 from tests.harness.namespaces import PodNamespace, pod_namespace
 from tests.harness.nginx import client_context
-from tests.harness.node import SIDESTEP
 from tests.harness.peers import Client, Server, http_app, server_context
 from tests.harness.processes import Process, descendants
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 pytestmark = pytest.mark.timeout(600)  # others may have a daemon of a cluster first
 

@@ -11,10 +11,10 @@ import pytest
 
 from tests.harness import cluster, tshark
 from tests.harness.nginx import client_context
-from tests.harness.node import SIDESTEP
 from tests.harness.peers import Client
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 from tests.system.test_cluster import HOST, TLS_PORT, WITHIN, scene
 
 pytestmark = pytest.mark.timeout(600)  # others may have a daemon of a cluster first

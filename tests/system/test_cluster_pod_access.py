@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 
 import pytest
 
 from tests.harness import cluster
 from tests.harness.cli import Result
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process, children
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP, run
 from tests.system.test_cluster import WITHIN, scene
 
 pytestmark = pytest.mark.timeout(600)  # others may have a daemon of a cluster first
@@ -32,9 +31,7 @@ def command(scene, *words):
 def ran(scene, *words):
     """What a command ended with."""
     line, variables = command(scene, *words)
-    done = subprocess.run(
-        line, capture_output=True, text=True, timeout=100, check=False, env={**os.environ, **variables}
-    )
+    done = run(line, within=100, environment=variables)
     return Result(done.returncode, done.stdout, done.stderr)
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from tests.harness import kernel, scene
 from tests.harness.cli import sidestep
-from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server, http_app
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 ORDERS = ["intercept", "orders", "-n", "shop"]
 

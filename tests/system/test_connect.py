@@ -9,10 +9,10 @@ import subprocess
 import dns.message
 import pytest
 
-from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server, http_app
 from tests.harness.pod_world import connect, curl, orders
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP, run
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_command_reaches_by_name_what_only_the_pod_reaches(pod):
             f"http://{space.client_ip}:{server.port}/",
         ):
             command = ["curl", "-sS", "--max-time", "30", url]
-            done = subprocess.run([SIDESTEP, *words, *command], capture_output=True, text=True, timeout=60, check=False)
+            done = run([SIDESTEP, *words, *command], within=60)
             assert (done.returncode, done.stdout) == (0, "database\n"), done.stderr
         assert {each.peer[0] for each in server.connections} == {space.ip}
     assert daemon.status()["intercepts"] == []

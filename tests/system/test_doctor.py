@@ -17,8 +17,9 @@ from sidestep.node.certificates.swap import swap_devices
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from tests.harness import cgroups, kernel
 from tests.harness.cli import sidestep
-from tests.harness.node import SIDESTEP, node
+from tests.harness.node import node
 from tests.harness.processes import alive
+from tests.harness.warm import SIDESTEP
 
 LACKING = set() if landlock_version() else {"suricata"}
 """What doctor finds missing on this kernel: Suricata is locked in by Landlock (Linux 5.13)."""

@@ -23,9 +23,9 @@ from sidestep.tunnel.messages import SessionSpec
 from tests.harness import scene
 from tests.harness.cli import sidestep
 from tests.harness.inspection import is_refusal, policies, policy, rule
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.waiting import SLACK, until
+from tests.harness.warm import SIDESTEP
 
 HTTP = [pytest.param("--http1.1", id="h1"), pytest.param("--http2", id="h2")]
 CARD = "4111111111111111"

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.harness.curl import curl
-from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server, http_app
 from tests.harness.pod_world import orders
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 NOBODY = 65534
 HANDLER = '''

@@ -16,10 +16,10 @@ import pytest
 from tests.harness import cgroups, kernel, tshark
 from tests.harness.cli import sidestep
 from tests.harness.nginx import nginx
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.scene import shop, shop_nginx
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 pytestmark = pytest.mark.privileged
 

@@ -17,9 +17,10 @@ import pytest
 from tests.harness import manifests
 from tests.harness.cli import sidestep
 from tests.harness.namespaces import pod_namespace
-from tests.harness.node import SIDESTEP, node
+from tests.harness.node import node
 from tests.harness.processes import child
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 MAIN = """
 import os, sys

@@ -15,9 +15,9 @@ from haralyzer import HarParser
 from sidestep.protocols import har
 from tests.harness import scene
 from tests.harness.nginx import nginx
-from tests.harness.node import SIDESTEP
 from tests.harness.taps import Recorder, wiretap
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP, run
 from tests.system.test_screens import alike, documented
 
 TRAILERS = """
@@ -49,7 +49,7 @@ def replay(netns, file, to, *options, code=0):
     """Run `sidestep replay --output json` in a namespace, or here; its lines."""
     words = [SIDESTEP, "replay", file, "--to", to, "--output", "json", *options]
     words = words if netns is None else netns.enter(words)
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    done = run(words, within=120)
     assert done.returncode == code, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.harness import scene
-from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.taps import Recorder
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 from tests.system.test_wiretap import DEV, intercepting, shop, talking  # noqa: F401 - a fixture
 
 DOCS = Path(__file__).parents[2] / "docs"

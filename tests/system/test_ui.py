@@ -20,10 +20,10 @@ from tests.harness import scene
 from tests.harness.browser import browser, loopback_only, rows, text
 from tests.harness.cli import sidestep
 from tests.harness.http1 import Message
-from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server
 from tests.harness.processes import Process
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 REQUESTS = 200
 FAILING = (17, 80, 133)

@@ -1,7 +1,6 @@
 """The command line against an API server: which one it takes, list, status, leave, refusals; with a real kubeconfig."""
 
 import json
-import os
 
 import pytest
 import yaml
@@ -10,7 +9,7 @@ from sidestep.cli.readable_ports import readable_ports
 from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.model.errors import RefusedError
 from tests.harness.cluster import ApiServer
-from tests.harness.node import SIDESTEP
+from tests.harness.warm import SIDESTEP, run
 from tests.integration.kube.cluster import GROUP
 from tests.integration.kube.test_cluster_cache import pod, populate
 from tests.unit.cli.test_policy_except import ID, alert
@@ -48,17 +47,8 @@ def server(tmp_path):
 
 def sidestep(*words, allow="1", **env):
     """Run the command line; `allow` is what SIDESTEP_INSECURE_HTTP says, for the server is one without TLS."""
-    import subprocess
-
-    env = {"SIDESTEP_INSECURE_HTTP": allow, **env}
-    done = subprocess.run(
-        [SIDESTEP, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "HOME": "/nonexistent", **{name: str(text) for name, text in env.items()}},
-    )
+    env = {"SIDESTEP_INSECURE_HTTP": allow, "HOME": "/nonexistent", **env}
+    done = run([SIDESTEP, *map(str, words)], within=60, environment={name: str(text) for name, text in env.items()})
     return done.returncode, done.stdout, done.stderr
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidestep.cli.completion_script import SHELLS
-from tests.harness.node import SIDESTEP
+from tests.harness.warm import SIDESTEP
 from tests.integration.kube.cluster import GROUP
 from tests.integration.kube.test_cluster_cache import populate
 from tests.integration.kube.test_commands import Server, sidestep

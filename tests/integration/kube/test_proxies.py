@@ -20,7 +20,7 @@ from sidestep.model.errors import ConfigurationError
 from tests.harness.authority import Authority
 from tests.harness.connect_proxy import ConnectProxy
 from tests.harness.fake_api import FakeApi
-from tests.harness.node import SIDESTEP
+from tests.harness.warm import SIDESTEP
 from tests.integration.kube.cluster import Laptop, daemon, resource, until
 from tests.integration.kube.test_cluster_cache import populate
 from tests.integration.kube.test_watch import Seen, pod, watching

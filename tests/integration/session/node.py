@@ -12,7 +12,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -35,10 +34,11 @@ from sidestep.tunnel.views import (
     StatusView,
     WorkloadView,
 )
+from tests.harness import warm
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 T = TypeVar("T")
-SIDESTEP = str(Path(sys.executable).parent / "sidestep")
 POD = PodKey("shop", "orders-1")
 
 
@@ -233,7 +233,7 @@ class Cli:
         self._err = node.path.parent / f"{id(self)}.err"
         command = [SIDESTEP, "intercept", *words[:1], "--socket", str(node.path), "--output", output, *words[1:]]
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout or out, stderr=err)
+            self.process = warm.spawn(command, stdout=stdout or out, stderr=err)
 
     @property
     def out(self) -> str:
@@ -272,4 +272,4 @@ def sidestep(*words: str, node: FakeNode | None = None) -> subprocess.CompletedP
     """A command run to its end."""
     extra: Sequence[str] = [] if node is None else ["--socket", str(node.path)]
     first, rest = words[:1], words[1:]
-    return subprocess.run([SIDESTEP, *first, *extra, *rest], capture_output=True, text=True, timeout=20, check=False)
+    return warm.run([SIDESTEP, *first, *extra, *rest], within=20)

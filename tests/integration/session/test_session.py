@@ -18,7 +18,8 @@ from sidestep.tunnel.messages import ConditionText, PodState, State
 from tests.harness.authority import Authority
 from tests.harness.processes import child
 from tests.harness.waiting import until
-from tests.integration.session.node import SIDESTEP, Cli, intercepting, sidestep
+from tests.harness.warm import SIDESTEP
+from tests.integration.session.node import Cli, intercepting, sidestep
 from tests.unit.laptop.peers import server_context, serving
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from tests.harness import manifests
 from tests.harness.cli import sidestep
-from tests.harness.node import SIDESTEP, START, node
+from tests.harness.node import START, node
 from tests.harness.waiting import until
+from tests.harness.warm import SIDESTEP
 
 pytestmark = pytest.mark.privileged
 
