@@ -19,6 +19,7 @@ import signal
 import pytest
 
 from sidestep.ids.confinement import landlock_version
+from tests.harness import warm
 
 for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
@@ -38,14 +39,35 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in absent]
     config.stash[NO_LANDLOCK] = [item.nodeid for item in absent]
     if os.nice(0) > 0:
+        usual = config.getoption("timeout", None) or float(config.getini("timeout") or 0)
         for item in items:
             own = item.get_closest_marker("timeout")
-            seconds = own.args[0] if own else float(config.getini("timeout"))
-            item.add_marker(pytest.mark.timeout(PATIENCE * seconds), append=False)
+            seconds, options = (own.args[0], own.kwargs) if own and own.args else (usual, {})
+            item.add_marker(pytest.mark.timeout(PATIENCE * seconds, **options), append=False)
     if config.getoption("numprocesses", None) or "PYTEST_XDIST_WORKER" in os.environ:
         tests = collections.Counter(item.path for item in items)
         long = {item.path for item in items if item.get_closest_marker("long")}
         items.sort(key=lambda item: (item.path not in long, -tests[item.path], item.path))
+
+
+def _starts(request):
+    """Set whether what is started meanwhile may come from an interpreter that has imported it; set it back."""
+    before = warm.allowed
+    warm.allowed = not any(request.node.get_closest_marker(name) for name in ("cold", "alone"))
+    yield
+    warm.allowed = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _starts_of_module(request):
+    """For the scenes that the tests of a file share."""
+    yield from _starts(request)
+
+
+@pytest.fixture(autouse=True)
+def _starts_of_test(request):
+    """For one test."""
+    yield from _starts(request)
 
 
 def pytest_terminal_summary(terminalreporter, config):

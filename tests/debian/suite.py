@@ -28,7 +28,7 @@ MAKE = ("ca-certificates", "make", "python3", "git", "util-linux")
 PIP = Path("/etc/pip.conf")
 """The machine's settings of pip, beside those in the environment."""
 
-_PREPARE = "make .venv/.stamp"
+_PREPARE = "make .venv/.stamp build/layers/.stamp"
 _NETWORK = "ip link set lo up; ip link add eth0 type veth peer name eth1; ip address add 198.18.0.1/24 dev eth0; "
 _NETWORK += "ip link set eth0 up; ip link set eth1 up; "
 """A machine has an address of its own; this one leads nowhere (RFC 2544)."""

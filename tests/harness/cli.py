@@ -45,14 +45,13 @@ def sidestep(
     socket: Path | None = None,
     within: float = 80.0,
     environment: Mapping[str, str] | None = None,
-    warm: bool = True,
 ) -> Result:
     """Run a command to its end. `socket` is passed as --socket; each variable replaces one of this process's.
 
-    `warm`: it may come from an interpreter that has imported it (`tests.harness.warm`).
+    It may come from an interpreter that has imported it (`tests.harness.warm`).
     """
     extra: list[str | Path] = [] if socket is None else ["--socket", socket]
-    done = run([SIDESTEP, *map(str, [*words, *extra])], within=within, environment=environment, warm=warm)
+    done = run([SIDESTEP, *map(str, [*words, *extra])], within=within, environment=environment)
     return Result(done.returncode, done.stdout, done.stderr)
 
 

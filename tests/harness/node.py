@@ -52,8 +52,6 @@ class Node:
         self.prefix: tuple[str, ...] = ()
         """What the daemon is started by, such as `prlimit`."""
         self.program = SIDESTEP
-        self.warm = True
-        """Whether it may come from an interpreter that has imported it."""
         self.environment: dict[str, str] = {}
         self._family: set[int] = set()
         self._before: list[Process] = []
@@ -78,7 +76,7 @@ class Node:
 
     def _process(self, command: list[str | Path], stdout: Path | None = None) -> Process:
         log, variables = self.folder / "node.log", self.variables()
-        return Process(command, log=log, stdout=stdout, environment=variables, patience=40, warm=self.warm)
+        return Process(command, log=log, stdout=stdout, environment=variables, patience=40)
 
     def start(self) -> None:
         """Start the daemon and wait until it answers."""

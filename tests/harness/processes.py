@@ -19,7 +19,7 @@ from tests.harness.warm import WarmProcess, popen
 class Process:
     """A started process. `log` holds stdout and stderr, or stderr alone when stdout has a file of its own.
 
-    `warm`: `sidestep` may come from an interpreter that has imported it (`tests.harness.warm`).
+    `sidestep` may come from an interpreter that has imported it (`tests.harness.warm`).
     """
 
     def __init__(
@@ -30,7 +30,6 @@ class Process:
         stdout: Path | None = None,
         environment: Mapping[str, str] | None = None,
         patience: float = 5.0,
-        warm: bool = True,
     ) -> None:
         self.log = log
         self.stdout = stdout
@@ -44,7 +43,7 @@ class Process:
             words, variables = [str(word) for word in command], {**os.environ, **(environment or {})}
             streams = {"stdin": nothing.fileno(), "stdout": output.fileno(), "stderr": errors.fileno()}
             self.popen: subprocess.Popen[bytes] | WarmProcess
-            found = popen(words, variables, **streams) if warm else None
+            found = popen(words, variables, **streams)
             if found is None:
                 self.popen = subprocess.Popen(words, env=variables, stdin=nothing, stdout=output, stderr=errors)
             else:

@@ -2,20 +2,25 @@
 
 One process for the daemon, and one for all other commands, imports what those import, runs none of it, and forks for
 each start. The child has the arguments, variables, working directory and standard streams of who started it, and does
-what `sidestep` does from its first line on. What differs: its parent, its command line in /proc, and the moment when
-modules are imported. So these start the ordinary way:
+what `sidestep` does from its first line on. What differs: its parent, its command line in /proc, the moment when
+modules are imported, and which pages of memory it shares. So these start the ordinary way:
 
-    what is about the start itself, or about memory     `warm=False` of `Process`, `Node` and `sidestep`
-    what another program starts, such as nsenter        its command line does not begin with `SIDESTEP`
-    what has variables that an interpreter reads        `suits`
-    what is started in another namespace or cgroup,     `suits`
-    with other limits, or for other processors
-    what a benchmark or the demo starts                 they run without pytest
+    tests with the marker `cold` or `alone`                `allowed`, set by tests/conftest.py
+    benchmarks, the demo, `make soak`: no tests at all     likewise
+    what another program starts, such as nsenter           its command line does not begin with `SIDESTEP`
+    what has variables that an interpreter reads           `Starter.suits`
+    what is started in another namespace or cgroup, with   `Starter.suits`
+    other limits, or for other processors
 
-States of a child, as who started it sees it:
+States of a child, as who started it sees it, by its number:
 
-    running     `poll` returns None
-    ended       told once by the process that forked it, which reaps it at once: the pid may be another's then
+    asked       the request is sent; who asked waits for its pidfd. If that wait breaks off, the child is killed when
+                its pidfd comes
+    running     its pidfd says so
+    ended       its pidfd says so; its status comes from the process that forked it, which reaps it. If that process is
+                gone, or says nothing, the status is `UNKNOWN`
+
+Signals go through the pidfd: they never meet another process that has the pid now.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import ctypes
 import gc
 import importlib
 import io
+import itertools
 import json
 import math
 import os
@@ -46,45 +52,58 @@ SIDESTEP: Final = str(Path(sys.executable).parent / "sidestep")
 """The command as it is installed beside the interpreter that runs the tests."""
 MESSAGE: Final = 1 << 17
 """Bytes of a message at most; a start with more words and variables is an ordinary one."""
-START: Final = 120.0
-"""Seconds for the imports."""
+IMPORTS: Final = 120.0
+"""Seconds for the imports ..."""
+ANSWER: Final = 60.0
+"""... and for each answer."""
+UNKNOWN: Final = 255
+"""Exit status of a child of which nobody knows it any more."""
 PLACE: Final = ("ns/net", "ns/mnt", "ns/pid", "ns/user", "cgroup")
 """What of a thread, in /proc, its children have as well."""
 DAEMON: Final = ("sidestep.cli.node", "sidestep.node.daemon")
+_READ: Final = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC", "COVERAGE", "OPENSSL", "SSL_", "TZ")
+"""Beginnings of the names of variables that an interpreter, or a library of C, reads at its start."""
 _PR_SET_NAME: Final = 15
+
+allowed = False
+"""Whether anything may be started this way now."""
 
 
 class WarmProcess:
     """A process as `subprocess.Popen` has it, as far as tests use it."""
 
-    def __init__(self, starter: Starter, pid: int, args: Sequence[str]) -> None:
+    def __init__(self, starter: Starter, number: int, pid: int, pidfd: int, args: Sequence[str]) -> None:
         self._starter = starter
+        self._number = number
+        self._pidfd = pidfd
         self.pid = pid
         self.args = list(args)
         self.returncode: int | None = None
 
+    def __del__(self) -> None:
+        os.close(self._pidfd)
+
     def poll(self) -> int | None:
         """The exit status, negative for a signal; None while it runs."""
-        if self.returncode is None:
-            self.returncode = self._starter.status(self.pid, 0.0)
-        return self.returncode
+        return self._look(0.0)
 
     def wait(self, timeout: float = math.inf) -> int:
         """Wait until it has ended; raises subprocess.TimeoutExpired after so many seconds."""
         end = time.monotonic() + timeout
-        while self.poll() is None:
-            left = end - time.monotonic()
-            if left <= 0:
+        while (code := self._look(min(1.0, end - time.monotonic()))) is None:
+            if time.monotonic() >= end:
                 raise subprocess.TimeoutExpired(self.args, timeout)
-            self.returncode = self._starter.status(self.pid, min(left, 1.0))
-        assert self.returncode is not None
+        return code
+
+    def _look(self, within: float) -> int | None:
+        if self.returncode is None and _is_readable(self._pidfd, within):
+            self.returncode = self._starter.status(self._number)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
         """Send SIGKILL."""
@@ -96,11 +115,17 @@ class Starter:
 
     def __init__(self, modules: Sequence[str]) -> None:
         self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._begun: dict[int, tuple[int, int]] = {}
+        """Pid and pidfd of those whose start is awaited."""
+        self._broken_off: set[int] = set()
         self._ended: dict[int, int] = {}
+        self._is_gone = False
         self._environment = dict(os.environ)
         self._place = _place()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE)
+        ours.settimeout(ANSWER)
         with theirs:
             # It ends when this process does, whose end of the channel is the only one.
             self._process = subprocess.Popen(
@@ -110,51 +135,73 @@ class Starter:
                 cwd=Path(__file__).parents[2],
             )
         self._channel = ours
-        assert self._next(START) == {"ready": True}, "the interpreter that starts sidestep in tests did not import it"
+        if not _is_readable(ours.fileno(), IMPORTS) or not ours.recv(MESSAGE):
+            raise AssertionError("the interpreter that starts sidestep in tests did not import it")
 
     def suits(self, environment: Mapping[str, str], size: int) -> bool:
         """Whether a process with these variables could be its child: the interpreter reads none anew."""
-        read = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC", "COVERAGE", "OPENSSL", "SSL_", "TZ")
-        changed = {
-            name
-            for name in environment.keys() | self._environment.keys()
-            if environment.get(name) != self._environment.get(name)
-        }
+        own = self._environment
+        changed = {name for name in environment.keys() | own.keys() if environment.get(name) != own.get(name)}
         return (
-            not any(name.startswith(read) for name in changed - {"PYTHONPATH"})
+            not self._is_gone
+            and not any(name.startswith(_READ) for name in changed - {"PYTHONPATH"})
             and size < MESSAGE
             and _place() == self._place
-            and self._process.poll() is None
         )
 
-    def start(self, words: Sequence[str], environment: Mapping[str, str], streams: Sequence[int]) -> int:
-        """Start one with these standard streams; returns its pid."""
+    def start(self, words: Sequence[str], environment: Mapping[str, str], streams: Sequence[int]) -> WarmProcess | None:
+        """Start one with these standard streams; None if nobody is there to start it."""
         umask = os.umask(0o022)
         os.umask(umask)
-        request = {"words": words, "environment": dict(environment), "folder": os.getcwd(), "umask": umask}
+        number = next(self._numbers)
+        request = {"number": number, "words": words, "environment": dict(environment), "umask": umask}
+        data = json.dumps({**request, "folder": os.getcwd()}).encode()
+        try:
+            socket.send_fds(self._channel, [data], list(streams))
+            end = time.monotonic() + ANSWER
+            while number not in self._begun and not self._is_gone and time.monotonic() < end:
+                self._hear(1.0)
+            pid, pidfd = self._begun.pop(number)
+        except (OSError, KeyError):
+            self._is_gone = True
+            return None
+        except BaseException:
+            self._give_up(number)
+            raise
+        return WarmProcess(self, number, pid, pidfd, [SIDESTEP, *words])
+
+    def _give_up(self, number: int) -> None:
+        self._broken_off.add(number)
+        if number in self._begun:
+            _end(self._begun.pop(number)[1])
+
+    def status(self, number: int) -> int:
+        """The exit status of one that has ended."""
+        end = time.monotonic() + ANSWER
+        while number not in self._ended and not self._is_gone and time.monotonic() < end:
+            self._hear(1.0)
+        return self._ended.pop(number, UNKNOWN)
+
+    def _hear(self, within: float) -> None:
+        """Take a message if one comes, be it about another child: threads wait side by side."""
+        if not _is_readable(self._channel.fileno(), within):
+            return
         with self._lock:
-            socket.send_fds(self._channel, [json.dumps(request).encode()], list(streams))
-            while "pid" not in (told := self._next(START)):
-                self._note(told)
-        return int(told["pid"])
-
-    def status(self, pid: int, within: float) -> int | None:
-        """The exit status of one that has ended; waits so many seconds until one has."""
-        with self._lock:
-            while pid not in self._ended and select.select([self._channel], [], [], within)[0]:
-                self._note(self._next(START))
-                within = 0.0
-            return self._ended.pop(pid, None)
-
-    def _note(self, told: Mapping[str, Any]) -> None:
-        self._ended[told["ended"]] = told["status"]
-
-    def _next(self, within: float) -> dict[str, Any]:
-        self._channel.settimeout(within)
-        data = self._channel.recv(MESSAGE)
-        assert data, "the interpreter that starts sidestep in tests is gone"
-        found: dict[str, Any] = json.loads(data)
-        return found
+            try:
+                data, fds, _, _ = socket.recv_fds(self._channel, MESSAGE, 1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, fds = b"", []
+            told = json.loads(data) if data else {}
+            if not told:
+                self._is_gone = True
+            elif "status" in told:
+                self._ended[told["number"]] = told["status"]
+            elif told["number"] in self._broken_off:
+                _end(fds[0])
+            else:
+                self._begun[told["number"]] = (told["pid"], fds[0])
 
 
 _starters: dict[bool, Starter] = {}
@@ -163,9 +210,7 @@ _making = threading.Lock()
 
 def starter(words: Sequence[str], environment: Mapping[str, str]) -> Starter | None:
     """Who can start `sidestep` with these words and variables; None: nobody, it has to be started the ordinary way."""
-    if not words:
-        return None
-    is_daemon = words[0] == "node"
+    is_daemon = words[:1] == ["node"]
     with _making:
         found = _starters.get(is_daemon)
         if found is None:
@@ -175,15 +220,14 @@ def starter(words: Sequence[str], environment: Mapping[str, str]) -> Starter | N
 
 
 def popen(
-    command: Sequence[str], environment: Mapping[str, str], *, stdin: int, stdout: int, stderr: int
+    command: Sequence[str | Path], environment: Mapping[str, str], *, stdin: int, stdout: int, stderr: int
 ) -> WarmProcess | None:
     """Start `command` if it is `sidestep` and somebody can; None: start it the ordinary way."""
-    if not command or command[0] != SIDESTEP:
+    program, *words = map(str, command)
+    if not allowed or program != SIDESTEP:
         return None
-    found = starter(command[1:], environment)
-    return (
-        WarmProcess(found, found.start(command[1:], environment, (stdin, stdout, stderr)), command) if found else None
-    )
+    found = starter(words, environment)
+    return None if found is None else found.start(words, environment, (stdin, stdout, stderr))
 
 
 def spawn(
@@ -197,13 +241,13 @@ def spawn(
 
 
 def run(
-    command: Sequence[str | Path], *, within: float, environment: Mapping[str, str] | None = None, warm: bool = True
+    command: Sequence[str | Path], *, within: float, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run` with its output as text; each variable replaces one of this process's."""
     variables = {**os.environ, **(environment or {})}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, open(os.devnull, "rb") as nothing:
         streams = {"stdin": nothing.fileno(), "stdout": output.fileno(), "stderr": errors.fileno()}
-        process = popen(command, variables, **streams) if warm else None
+        process = popen(command, variables, **streams)
         if process is None:
             done = subprocess.run(
                 command, env=variables, timeout=within, check=False, stdin=nothing, stdout=output, stderr=errors
@@ -220,19 +264,6 @@ def run(
         return subprocess.CompletedProcess([*map(str, command)], code, output.read().decode(), errors.read().decode())
 
 
-def _place() -> tuple[object, ...]:
-    task = Path("/proc/thread-self")
-    named = (str((task / each).readlink()) if "/" in each else (task / each).read_text() for each in PLACE)
-    limits = (resource.getrlimit(each) for each in (resource.RLIMIT_NOFILE, resource.RLIMIT_MEMLOCK))
-    return (*named, *limits, os.nice(0), frozenset(os.sched_getaffinity(0)))
-
-
-def _commands() -> list[str]:
-    from sidestep.cli.main import COMMANDS
-
-    return sorted({where.partition(":")[0] for name, (where, _) in COMMANDS.items() if name != "node"})
-
-
 # --- the process that forks -------------------------------------------------------------------------------------------
 
 
@@ -243,46 +274,53 @@ def serve(channel: socket.socket, modules: Sequence[str]) -> dict[str, Any] | No
         importlib.import_module(each)
     gc.freeze()
     gc.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C is for the others; what a child is sent before it can take it waits until it can (`become`).
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGCHLD, lambda *_: None)
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     _tell(channel, ready=True)
+    numbers: dict[int, int] = {}
     sources: list[Any] = [channel, read]
     while True:
         ready, _, _ = select.select(sources, [], [])
         if read in ready:
             os.read(read, 1024)
-            _reap(channel)
+            _reap(channel, numbers)
         if channel in ready:
             data, fds, _, _ = socket.recv_fds(channel, MESSAGE, 3)
             if not data:
                 return None
+            request = json.loads(data)
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                return {**json.loads(data), "fds": fds}
-            for fd in fds:
+                return {**request, "fds": fds}
+            numbers[pid] = request["number"]
+            pidfd = os.pidfd_open(pid)
+            _tell(channel, [pidfd], number=request["number"], pid=pid)
+            for fd in (*fds, pidfd):
                 os.close(fd)
-            _tell(channel, pid=pid)
 
 
-def _reap(channel: socket.socket) -> None:
+def _reap(channel: socket.socket, numbers: dict[int, int]) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            _tell(channel, ended=pid, status=os.waitstatus_to_exitcode(status))
+            _tell(channel, number=numbers.pop(pid), status=os.waitstatus_to_exitcode(status))
 
 
-def _tell(channel: socket.socket, **facts: object) -> None:
+def _tell(channel: socket.socket, fds: Sequence[int] = (), **facts: object) -> None:
     with contextlib.suppress(BrokenPipeError):
-        channel.send(json.dumps(facts).encode())
+        socket.send_fds(channel, [json.dumps(facts).encode()], fds)
 
 
 def become(request: Mapping[str, Any]) -> None:
     """Have this process look as one that was just started with what was asked for."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, fd in enumerate(request["fds"]):
         os.dup2(fd, number)
     os.closerange(3, 4096)
@@ -293,17 +331,45 @@ def become(request: Mapping[str, Any]) -> None:
     sys.argv = [SIDESTEP, *request["words"]]
     sys.path[0] = str(Path(SIDESTEP).parent)
     random.seed()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = _writer(1, "strict")  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace")  # type: ignore[misc]
+    stdin, stdout, stderr = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin = sys.__stdin__ = _text(io.BufferedReader(io.FileIO(0, closefd=False)), stdin)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _text(_writer(1), stdout, line_buffering=os.isatty(1))  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _text(_writer(2), stderr, line_buffering=True)  # type: ignore[misc]
     ctypes.CDLL(None).prctl(_PR_SET_NAME, b"sidestep", 0, 0, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _writer(fd: int, errors: str) -> io.TextIOWrapper:
-    raw = io.BufferedWriter(io.FileIO(fd, "wb", closefd=False))
-    return io.TextIOWrapper(raw, encoding="utf-8", errors=errors, line_buffering=os.isatty(fd))
+def _writer(fd: int) -> io.BufferedWriter:
+    return io.BufferedWriter(io.FileIO(fd, "wb", closefd=False))
+
+
+def _text(buffer: Any, like: Any, *, line_buffering: bool = False) -> io.TextIOWrapper:
+    return io.TextIOWrapper(buffer, encoding=like.encoding, errors=like.errors, line_buffering=line_buffering)
+
+
+def _place() -> tuple[object, ...]:
+    task = Path("/proc/thread-self")
+    named = (str((task / each).readlink()) if "/" in each else (task / each).read_text() for each in PLACE)
+    limits = (resource.getrlimit(each) for each in (resource.RLIMIT_NOFILE, resource.RLIMIT_MEMLOCK))
+    return (*named, *limits, os.nice(0), frozenset(os.sched_getaffinity(0)))
+
+
+def _end(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+
+
+def _commands() -> list[str]:
+    from sidestep.cli.main import COMMANDS
+
+    return sorted({where.partition(":")[0] for name, (where, _) in COMMANDS.items() if name != "node"})
+
+
+def _is_readable(fd: int, within: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0.0, within) * 1000))
 
 
 if __name__ == "__main__":

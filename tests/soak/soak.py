@@ -45,6 +45,8 @@ WALL = 3.0
 """Seconds for which the app cannot be reached from inside the pod."""
 SETTLING = 120.0
 """Seconds until levels are back: flows of UDP clients end after a minute of silence."""
+SHORT = 60.0
+"""Seconds of a run that does not wait for that minute: it ends the session for UDP, and with it the flows."""
 MEMORY = 16 << 20
 """Bytes by which the daemon may have grown over a half."""
 PORTS = (scene.TLS_PORT, scene.PLAIN_PORT, UDP_PORT)
@@ -163,9 +165,9 @@ class Soak:
             self.account.seen += traffic.seen
         self._settled()
         if same_daemon:
-            # A flow of UDP lasts for a minute after its last datagram, or until its session ends.
-            self._intercepts[UDP_PORT].process.kill()
-            self._start_cli(UDP_PORT)
+            if seconds <= SHORT / 2:
+                self._intercepts[UDP_PORT].process.kill()
+                self._start_cli(UDP_PORT)
             until(
                 lambda: not self._grown(before),
                 within=SETTLING,

@@ -94,6 +94,7 @@ def intercepted(scene, *words, kubeconfig, port=PLAIN_PORT, **environment):
         assert running.stop() == 0
 
 
+@pytest.mark.cold
 @pytest.mark.parametrize("by", ["HTTPS_PROXY", "proxy-url"])
 def test_an_intercept_as_a_command_through_a_proxy(scene, by):
     url = scene.url()

@@ -16,6 +16,8 @@ from tests.harness.processes import Process
 from tests.harness.waiting import until
 from tests.harness.warm import SIDESTEP
 
+pytestmark = pytest.mark.cold
+
 ORDERS = ["intercept", "orders", "-n", "shop"]
 
 

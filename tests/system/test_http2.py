@@ -204,6 +204,7 @@ SIZE = 128 << 20
 GROWTH = 20 << 20
 
 
+@pytest.mark.cold
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("header", "speaks"), [("", "h2"), (scene.DEV, "h2"), (scene.DEV, "http/1.1")], ids=["app", "handler", "translated"]

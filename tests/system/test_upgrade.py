@@ -7,6 +7,8 @@ import pytest
 from tests.harness import scene
 from tests.harness.peers import Server, http_app
 
+pytestmark = pytest.mark.cold
+
 PORTS = [pytest.param(scene.TLS_PORT, id="tls"), pytest.param(scene.PLAIN_PORT, id="plain")]
 
 

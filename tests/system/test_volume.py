@@ -15,7 +15,7 @@ SIZE = 1 << 30
 GROWTH = 20 << 20
 """Bytes of resident memory by which no process of ours may grow (issue budget)."""
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.long, pytest.mark.cold]
 
 
 @pytest.fixture(scope="module")

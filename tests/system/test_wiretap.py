@@ -267,6 +267,7 @@ def test_beside_a_global_intercept(shop, port, version):
     assert recorder.paths == ["/b", "/d"]
 
 
+@pytest.mark.cold
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_gigabyte_past_a_handler_that_never_reads(shop, version):

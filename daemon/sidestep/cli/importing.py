@@ -15,9 +15,11 @@ def uncollected() -> Iterator[None]:
     command began. Afterwards all of it is frozen, so that later collections leave it out as well
     (https://docs.python.org/3/library/gc.html#gc.freeze).
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()

@@ -1,1 +1,1 @@
-"""Value types and the error root; standard library only."""
+"""Value types and the error root; the standard library and msgspec only."""

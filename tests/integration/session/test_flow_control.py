@@ -14,6 +14,8 @@ from tests.harness.waiting import until
 from tests.integration.session.node import intercepting
 from tests.unit.laptop.peers import server_context, serving
 
+pytestmark = pytest.mark.cold
+
 MIB = 2**20
 
 

@@ -54,9 +54,12 @@ def asked(pod: PodNamespace) -> list[bytes]:
 def test_a_closed_port_refuses_clients_at_once_and_serves_dials_from_inside(program, pod):
     with steered(program, pod) as pair, everywhere(pod) as running:
         close(pair)
-        began = time.monotonic()
-        assert asked(pod) == [REFUSED] * len(pod.ips)
-        assert time.monotonic() - began < RETRANSMISSION
+        took = []
+        for _ in range(5):  # a busy machine may take its time once; a lost SYN takes it each time
+            began = time.monotonic()
+            assert asked(pod) == [REFUSED] * len(pod.ips)
+            took.append(time.monotonic() - began)
+        assert min(took) < RETRANSMISSION
         assert running.locals == []
         inside = ["127.0.0.1", *pod.ips, *(["::1"] if pod.ip6 else [])]
         assert [ask(pod.pod, ip, PORT) for ip in inside] == [b"app"] * len(inside)

@@ -6,7 +6,6 @@ import socket
 
 import pytest
 from msgspec.structs import replace
-from msgspec.structs import replace as replace_struct
 
 from sidestep import __version__
 from sidestep.model.errors import PeerError, RefusedError
@@ -291,7 +290,7 @@ async def test_no_event_is_longer_than_the_other_end_takes():
         running = asyncio.create_task(daemon.run())
         pods = tuple(PodState(f"shop/orders-{number}", "active", "x" * 4000) for number in range(40))
         daemon.publish(State(pods))
-        daemon.publish(replace_struct(request("/long"), path="x" * 200_000))
+        daemon.publish(replace(request("/long"), path="x" * 200_000))
         daemon.publish(request("/short"))
         await eventually(lambda: len(laptop.events) == 3, what="what fits, and the count")
         short = State(tuple(PodState(pod.pod, pod.state) for pod in pods))

@@ -474,6 +474,7 @@ class Conductor:
         mirror = self.relay.mirror
         if self._mirror is not None or mirror.events or mirror.observer is not None:
             self._mirroring().leave()
+        self._taken_hello()
 
     # --- endings ----------------------------------------------------------------------------------------------------
 
@@ -521,7 +522,6 @@ class Conductor:
 
     def _set_closed(self) -> None:
         self._closed = True
-        self._taken_hello()
         self._count()
         if self._timer is not None:
             self._timer.cancel()

@@ -1,7 +1,8 @@
 """What is told of a client's TLS connection: to sessions that are shown its requests, and in captures.
 
 The fingerprints (`protocols.ja4`) are of the ClientHello, which is kept only where a session was shown requests of the
-port when the connection began: a connection that is older than all sessions has none.
+port when the connection began, and as long as `kept_hellos` has room: a connection that is older than all sessions has
+none, nor has one with a very large ClientHello, or one that was silent while thousands of others came.
 """
 
 from __future__ import annotations

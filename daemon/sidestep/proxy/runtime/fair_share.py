@@ -4,7 +4,8 @@ A proxy of N processes has bounds of memory, of processor time for copies, and o
 process keeps to 1/N of them, so that the sum is the bound and no process asks another. Applying the same number twice
 changes nothing. What a process holds already stays: a budget that shrinks below it lets nothing in until it has fallen.
 
-Not divided are bounds of one copy or one message, the bursts of log lines and records (1 MiB each), and what the kernel
+Not divided are bounds of one copy or one message, the bursts of log lines and records (1 MiB each), the ClientHellos
+that are kept (1 MiB), and what the kernel
 bounds for each process: its memory and its descriptors. The buffer of a connection is a part of the budget for bytes
 that wait (`engine.memory_budget`), and shrinks with it.
 """

@@ -20,6 +20,7 @@ from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.protocols.certificate_facts import facts
 from sidestep.protocols.eve_records import Record
 from sidestep.proxy.connection.inspector_link import InspectorLink
+from sidestep.proxy.connection.kept_hellos import KeptHellos
 from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.proxy.egress.outbound import Outbound
 from sidestep.proxy.io.splice import Pipes
@@ -70,6 +71,7 @@ class Process:
     detection_timeout = 1.0
 
     def __init__(self, loop):
+        self.hellos = KeptHellos()
         self.ledger = Ledger()
         self.mirror_scheduler = MirrorScheduler(loop, self.ledger.gate)
         self.ids = IdsFeeds(loop, self.mirror_scheduler.spend)
