@@ -82,8 +82,9 @@ test-quick: setup ## Unit tests, integration tests and the demo, at most five mi
 	@$(PYTEST) $(BESIDE) tests/integration $(AGAIN)
 	@$(BIN)/python -m tests.demo
 
-# The least share of lines and branches together, in percent, that the unit tests alone must reach in each package.
-COVERED := model:99 config:97 policy:96 protocols:99 engine:96 node/planning:98
+# The least share of lines and branches together, in percent, that the unit tests of these packages, without the randomised
+# ones, must reach in each of them (tests/unit/conftest.py).
+COVERED := model:97 config:96 policy:97 protocols:98 engine:95 node/planning:98
 COVERAGE = $(BIN)/python -m coverage
 # Other tests may run meanwhile, and keep what failed among them (tests/side_by_side.py).
 UNIT_CACHE := .cache/pytest-unit

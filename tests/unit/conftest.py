@@ -8,9 +8,13 @@ so that it says something about the change it tests; `make fuzz` looks at others
 from __future__ import annotations
 
 import gc
+import importlib
 import os
+import pkgutil
 import sys
-from typing import TYPE_CHECKING
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import structlog
@@ -20,6 +24,10 @@ from tests.effort import FACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from coverage import Coverage
+
+HERE: Final = Path(__file__).parent
 
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ordinary", settings.get_profile("steady"), derandomize=True)
@@ -54,24 +62,64 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Run tests with the marker `unmeasured` without the tracer of `make coverage`: it makes them five times slower."""
-    tracer = sys.gettrace()
-    if tracer is None or not pyfuncitem.get_closest_marker("unmeasured"):
-        return (yield)
-    sys.settrace(None)
-    try:
-        return (yield)
-    finally:
-        sys.settrace(tracer)
+class Measurement:
+    """What `make coverage` measures: the covered packages, in the tests in the folders of these packages.
+
+    The tracer makes the code of these packages five times as slow, and pytest itself twice. So it is off, except
+
+        while all modules of the packages are imported, before any test is
+        while a test function of these folders runs
+
+    It stays off in randomised tests, whose share depends on chance, and in those with the marker `unmeasured`.
+    """
+
+    def __init__(self, measured: Coverage) -> None:
+        self._measured: Final = measured
+        self._packages: Final[list[str]] = measured.get_option("run:source")
+        self._folders: Final = {HERE / each.removeprefix("sidestep.").replace(".", "/") for each in self._packages}
+        self._tracer: Final = sys.gettrace()
+
+    @pytest.hookimpl
+    def pytest_sessionstart(self) -> None:
+        """Run the statements of modules, and no other code yet."""
+        for each in self._packages:
+            package = importlib.import_module(each)
+            for module in pkgutil.walk_packages(package.__path__, f"{each}."):
+                importlib.import_module(module.name)
+        threading.settrace(None)
+        sys.settrace(None)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+        """Measure a test of the packages."""
+        if not self._measures(pyfuncitem):
+            return (yield)
+        sys.settrace(self._tracer)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+
+    def _measures(self, test: pytest.Function) -> bool:
+        randomised = getattr(test.obj, "is_hypothesis_test", False)
+        unmeasured = randomised or test.get_closest_marker("unmeasured")
+        return not unmeasured and not self._folders.isdisjoint(test.path.parents)
+
+    @pytest.hookimpl
+    def pytest_sessionfinish(self) -> None:
+        """Save what was measured: pytest-xdist kills a process that takes long to exit."""
+        self._measured.stop()
+        self._measured.save()
 
 
 @pytest.hookimpl
-def pytest_sessionfinish() -> None:
-    """Save what `make coverage` has measured: pytest-xdist kills a process that takes long to exit."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure where tests run; the process that distributes them runs none."""
     coverage = sys.modules.get("coverage")
     measured = coverage.Coverage.current() if coverage is not None else None
-    if measured is not None and "PYTEST_XDIST_WORKER" in os.environ:
+    if measured is None:
+        return
+    if config.getoption("numprocesses", None):
         measured.stop()
-        measured.save()
+    else:
+        config.pluginmanager.register(Measurement(measured))
