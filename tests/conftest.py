@@ -39,11 +39,13 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in absent]
     config.stash[NO_LANDLOCK] = [item.nodeid for item in absent]
     if os.nice(0) > 0:
-        usual = config.getoption("timeout", None) or float(config.getini("timeout") or 0)
+        asked = config.getoption("timeout", None)
+        usual = float(config.getini("timeout") or 0) if asked is None else asked
         for item in items:
             own = item.get_closest_marker("timeout")
-            seconds, options = (own.args[0], own.kwargs) if own and own.args else (usual, {})
-            item.add_marker(pytest.mark.timeout(PATIENCE * seconds, **options), append=False)
+            seconds, *others = own.args if own and own.args else (usual,)
+            options = own.kwargs if own else {}
+            item.add_marker(pytest.mark.timeout(PATIENCE * seconds, *others, **options), append=False)
     if config.getoption("numprocesses", None) or "PYTEST_XDIST_WORKER" in os.environ:
         tests = collections.Counter(item.path for item in items)
         long = {item.path for item in items if item.get_closest_marker("long")}

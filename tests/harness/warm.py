@@ -3,9 +3,11 @@
 One process for the daemon, and one for all other commands, imports what those import, runs none of it, and forks for
 each start. The child has the arguments, variables, working directory and standard streams of who started it, and does
 what `sidestep` does from its first line on. What differs: its parent, its command line in /proc, the moment when
-modules are imported, and which pages of memory it shares. So these start the ordinary way:
+modules are imported, the seed of hashes, which all of one starter share, and which pages of memory it shares. So these
+start the ordinary way:
 
-    tests with the marker `cold` or `alone`                `allowed`, set by tests/conftest.py
+    what tests with the marker `cold` or `alone` start,    `allowed`, set by tests/conftest.py
+    and the scenes of a file with such a mark
     benchmarks, the demo, `make soak`: no tests at all     likewise
     what another program starts, such as nsenter           its command line does not begin with `SIDESTEP`
     what has variables that an interpreter reads           `Starter.suits`
@@ -15,7 +17,7 @@ modules are imported, and which pages of memory it shares. So these start the or
 States of a child, as who started it sees it, by its number:
 
     asked       the request is sent; who asked waits for its pidfd. If that wait breaks off, the child is killed when
-                its pidfd comes
+                its pidfd comes, for which it is waited `FAREWELL` more
     running     its pidfd says so
     ended       its pidfd says so; its status comes from the process that forked it, which reaps it. If that process is
                 gone, or says nothing, the status is `UNKNOWN`
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import io
@@ -39,11 +42,13 @@ import resource
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
@@ -56,6 +61,8 @@ IMPORTS: Final = 120.0
 """Seconds for the imports ..."""
 ANSWER: Final = 60.0
 """... and for each answer."""
+FAREWELL: Final = 5.0
+"""Seconds for which one whose start was broken off is waited for, to be ended at once."""
 UNKNOWN: Final = 255
 """Exit status of a child of which nobody knows it any more."""
 PLACE: Final = ("ns/net", "ns/mnt", "ns/pid", "ns/user", "cgroup")
@@ -81,6 +88,8 @@ class WarmProcess:
         self.returncode: int | None = None
 
     def __del__(self) -> None:
+        if self.returncode is None:
+            warnings.warn(f"process {self.pid} still runs", ResourceWarning, stacklevel=2)
         os.close(self._pidfd)
 
     def poll(self) -> int | None:
@@ -125,7 +134,8 @@ class Starter:
         self._place = _place()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE)
-        ours.settimeout(ANSWER)
+        # Without a timeout of Python's, which would wait also where MSG_DONTWAIT says not to.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(ANSWER), 0))
         with theirs:
             # It ends when this process does, whose end of the channel is the only one.
             self._process = subprocess.Popen(
@@ -161,9 +171,12 @@ class Starter:
             end = time.monotonic() + ANSWER
             while number not in self._begun and not self._is_gone and time.monotonic() < end:
                 self._hear(1.0)
+            if self._is_gone:
+                return None
+            assert number in self._begun, f"sidestep was not started in tests within {ANSWER:g} s"
             pid, pidfd = self._begun.pop(number)
-        except (OSError, KeyError):
-            self._is_gone = True
+        except OSError as error:
+            self._is_gone = self._is_gone or error.errno != errno.EMSGSIZE
             return None
         except BaseException:
             self._give_up(number)
@@ -174,6 +187,9 @@ class Starter:
         self._broken_off.add(number)
         if number in self._begun:
             _end(self._begun.pop(number)[1])
+        end = time.monotonic() + FAREWELL
+        while number in self._broken_off and not self._is_gone and time.monotonic() < end:
+            self._hear(1.0)
 
     def status(self, number: int) -> int:
         """The exit status of one that has ended."""
@@ -200,6 +216,7 @@ class Starter:
                 self._ended[told["number"]] = told["status"]
             elif told["number"] in self._broken_off:
                 _end(fds[0])
+                self._broken_off.discard(told["number"])
             else:
                 self._begun[told["number"]] = (told["pid"], fds[0])
 

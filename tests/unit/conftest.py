@@ -70,7 +70,8 @@ class Measurement:
         while all modules of the packages are imported, before any test is
         while a test function of these folders runs
 
-    It stays off in randomised tests, whose share depends on chance, and in those with the marker `unmeasured`.
+    It stays off in randomised tests, whose share depends on chance, in those with the marker `unmeasured`, in fixtures,
+    in threads that tests start, and when a test that failed runs again.
     """
 
     def __init__(self, measured: Coverage) -> None:
@@ -78,6 +79,7 @@ class Measurement:
         self._packages: Final[list[str]] = measured.get_option("run:source")
         self._folders: Final = {HERE / each.removeprefix("sidestep.").replace(".", "/") for each in self._packages}
         self._tracer: Final = sys.gettrace()
+        assert self._tracer is not None, "coverage measures by a tracer that cannot be switched off"
 
     @pytest.hookimpl
     def pytest_sessionstart(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness import warm
 from tests.harness.cli import sidestep
-from tests.harness.processes import Process, alive
+from tests.harness.processes import Process, alive, children
 from tests.harness.waiting import until
 
 
@@ -120,13 +120,28 @@ def test_so_are_those_of_tests_that_say_so():
     assert not warm.allowed
 
 
-def test_a_start_that_is_broken_off_leaves_no_process_and_takes_no_other_ones_place(starter, monkeypatch):
+@pytest.mark.privileged
+def test_a_start_that_is_broken_off_leaves_no_process_and_takes_no_other_ones_place(starter, monkeypatch, tmp_path):
+    hear, calls = starter._hear, []
+
+    def interrupted(within):
+        calls.append(within)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        hear(within)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(starter, "_hear", lambda within: (_ for _ in ()).throw(KeyboardInterrupt))
-        start(starter, "node", "--manifests", "/nonexistent")
+        patch.setattr(starter, "_hear", interrupted)
+        start(starter, "node", "--manifests", tmp_path, "--socket", tmp_path / "s", "--eve", tmp_path / "e")
+    until(lambda: children(starter._process.pid) == [], within=20, what="its end")
     process = start(starter, "--version")
     assert process.wait(20) == 0
-    assert starter._begun == {}
+    assert (starter._begun, starter._broken_off) == ({}, set())
+
+
+def test_a_request_that_is_too_large_concerns_no_other(starter):
+    assert start(starter, "x" * (1 << 20)) is None
+    assert start(starter, "--version").wait(20) == 0
 
 
 def test_who_has_lost_the_starter_can_end_what_it_started(starter, tmp_path):
