@@ -187,12 +187,15 @@ def test_a_port_without_certificate_is_refused_and_not_steered(shop):
     try:
         with Server(http_app, netns=shop.space.pod, address=shop.space.ip, port=scene.TLS_PORT, tls=shop.app_tls()):
 
-            def refused():
-                words = ["intercept", "orders", "-n", "shop", "--port", "1:8443", "--http-header", "a=b"]
-                result = sidestep(*words, socket=shop.node.socket)
-                return result.code == 1 and result
+            def has_none():
+                [orders] = [each for each in shop.node.get("/v1/workloads") if each["name"] == "orders"]
+                [port] = [each for each in orders["ports"] if each["number"] == scene.TLS_PORT]
+                return port["certificate"] is None and not port["certificate_state"]
 
-            result = until(refused, within=5, what="the refusal")
+            until(has_none, within=5, what=lambda: f"the change to be read: {shop.node.get('/v1/workloads')}")
+            words = ["intercept", "orders", "-n", "shop", "--port", "1:8443", "--http-header", "a=b"]
+            result = sidestep(*words, socket=shop.node.socket)
+            assert result.code == 1
             assert f"telepresence.io/downstream-tls-secret.{scene.TLS_PORT}" in result.error
             assert f"telepresence.io/downstream-tls-path.{scene.TLS_PORT}" in result.error
             assert not kernel.steering(shop.space.pod).links
