@@ -45,6 +45,10 @@ POLICY := /usr/sbin/policy-rc.d
 BACKPORTS := /etc/apt/sources.list.d/sidestep-backports.list
 KEYRING := /usr/share/keyrings/debian-archive-keyring.gpg
 
+# An environment of its own in the folder of the target, with what the lock that stands first among its prerequisites names.
+LOCKED = $(PYTHON) -m venv --clear --without-pip $(@D) && $(BIN)/pip -q --disable-pip-version-check \
+	--python $(@D)/bin/python install --only-binary=:all: --require-hashes -r $<
+
 .PHONY: help
 help: ## Show this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -162,9 +166,7 @@ site: build/mkdocs/.stamp ## Make a site of the documentation in build/site; a l
 
 build/mkdocs/.stamp: deploy/site.lock | $(VENV)/.stamp
 	@echo "Installing mkdocs in build/mkdocs"
-	@$(PYTHON) -m venv --clear --without-pip build/mkdocs
-	@$(BIN)/pip -q --disable-pip-version-check --python build/mkdocs/bin/python install --only-binary=:all: \
-		--require-hashes -r deploy/site.lock
+	@$(LOCKED)
 	@touch $@
 
 # Helm's SDK, which renders the chart. Its package has no build for other machines; there the chart is not rendered.
@@ -172,8 +174,7 @@ build/helm/.stamp: deploy/helm.lock | $(VENV)/.stamp
 	@mkdir -p build/helm
 	@if [ "$$(uname -m)" = x86_64 ]; then \
 		echo "Installing Helm's SDK in build/helm"; \
-		$(PYTHON) -m venv --clear --without-pip build/helm && $(BIN)/pip -q --disable-pip-version-check \
-			--python build/helm/bin/python install --only-binary=:all: --require-hashes -r deploy/helm.lock; \
+		$(LOCKED); \
 	fi
 	@touch $@
 
@@ -234,9 +235,7 @@ check: $(VENV)/.stamp build/layers/.stamp ## Lint, types, layers
 # What checks the layers brings a library that would make each process of the tests start later (pyproject.toml).
 build/layers/.stamp: tests/layers.lock | $(VENV)/.stamp
 	@echo "Installing import-linter in build/layers"
-	@$(PYTHON) -m venv --clear --without-pip build/layers
-	@$(BIN)/pip -q --disable-pip-version-check --python build/layers/bin/python install --only-binary=:all: \
-		--require-hashes -r tests/layers.lock
+	@$(LOCKED)
 	@touch $@
 
 .PHONY: format

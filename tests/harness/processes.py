@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.harness.waiting import until
-from tests.harness.warm import WarmProcess, popen
+from tests.harness.warm import spawn
 
 
 class Process:
@@ -39,15 +39,7 @@ class Process:
         """Seconds between SIGTERM and SIGKILL at the end."""
         with open(log, "ab") as errors, contextlib.ExitStack() as files:
             output = errors if stdout is None else files.enter_context(open(stdout, "ab"))
-            nothing = files.enter_context(open(os.devnull, "rb"))
-            words, variables = [str(word) for word in command], {**os.environ, **(environment or {})}
-            streams = {"stdin": nothing.fileno(), "stdout": output.fileno(), "stderr": errors.fileno()}
-            self.popen: subprocess.Popen[bytes] | WarmProcess
-            found = popen(words, variables, **streams)
-            if found is None:
-                self.popen = subprocess.Popen(words, env=variables, stdin=nothing, stdout=output, stderr=errors)
-            else:
-                self.popen = found
+            self.popen = spawn(command, stdout=output, stderr=errors, environment=environment)
 
     @property
     def pid(self) -> int:

@@ -30,7 +30,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import gc
 import importlib
 import io
 import itertools
@@ -52,6 +51,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
+
+from sidestep.cli.importing import uncollected
 
 SIDESTEP: Final = str(Path(sys.executable).parent / "sidestep")
 """The command as it is installed beside the interpreter that runs the tests."""
@@ -248,34 +249,34 @@ def popen(
 
 
 def spawn(
-    command: Sequence[str], *, stdout: IO[bytes] | int, stderr: IO[bytes]
+    command: Sequence[str | Path],
+    *,
+    stdout: IO[bytes] | int,
+    stderr: IO[bytes],
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes] | WarmProcess:
-    """As `subprocess.Popen`, with nothing to read and the variables of this process."""
+    """As `subprocess.Popen`, with nothing to read; each variable replaces one of this process's."""
+    variables = {**os.environ, **(environment or {})}
     output = stdout if isinstance(stdout, int) else stdout.fileno()
     with open(os.devnull, "rb") as nothing:
-        found = popen(command, os.environ, stdin=nothing.fileno(), stdout=output, stderr=stderr.fileno())
-        return found or subprocess.Popen(command, stdin=nothing, stdout=stdout, stderr=stderr)
+        found = popen(command, variables, stdin=nothing.fileno(), stdout=output, stderr=stderr.fileno())
+        return found or subprocess.Popen(
+            [*map(str, command)], env=variables, stdin=nothing, stdout=stdout, stderr=stderr
+        )
 
 
 def run(
     command: Sequence[str | Path], *, within: float, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run` with its output as text; each variable replaces one of this process's."""
-    variables = {**os.environ, **(environment or {})}
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, open(os.devnull, "rb") as nothing:
-        streams = {"stdin": nothing.fileno(), "stdout": output.fileno(), "stderr": errors.fileno()}
-        process = popen(command, variables, **streams)
-        if process is None:
-            done = subprocess.run(
-                command, env=variables, timeout=within, check=False, stdin=nothing, stdout=output, stderr=errors
-            )
-            code = done.returncode
-        else:
-            try:
-                code = process.wait(within)
-            except BaseException:
-                process.kill()
-                raise
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = spawn(command, stdout=output, stderr=errors, environment=environment)
+        try:
+            code = process.wait(within)
+        except BaseException:
+            process.kill()
+            process.wait(ANSWER)
+            raise
         output.seek(0)
         errors.seek(0)
         return subprocess.CompletedProcess([*map(str, command)], code, output.read().decode(), errors.read().decode())
@@ -286,11 +287,9 @@ def run(
 
 def serve(channel: socket.socket, modules: Sequence[str]) -> dict[str, Any] | None:
     """Fork for each request. Returns None when nobody is left, and in a child what it was asked for."""
-    gc.disable()
-    for each in modules:
-        importlib.import_module(each)
-    gc.freeze()
-    gc.enable()
+    with uncollected():
+        for each in modules:
+            importlib.import_module(each)
     # Ctrl-C is for the others; what a child is sent before it can take it waits until it can (`become`).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGCHLD, lambda *_: None)
