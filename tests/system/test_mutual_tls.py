@@ -7,8 +7,9 @@ import ssl
 
 import pytest
 
-from tests.harness import manifests, scene
+from tests.harness import kernel, manifests, scene
 from tests.harness.authority import Authority
+from tests.harness.cli import sidestep
 from tests.harness.peers import Client, Server
 from tests.harness.tls_peers import VERSIONS, ClientRecords, client_tls, s_client, s_server, serial_of
 from tests.harness.waiting import until
@@ -28,10 +29,11 @@ def opted_in(client_auth, **more):
 
 @contextlib.contextmanager
 def mutual_shop(folder, annotations):
-    """A scene whose pod has a client certificate for its app, in a Secret."""
-    with scene.shop(folder, annotations=annotations) as shop:
+    """A scene whose pod has a client certificate for its app, in a Secret that is there when the daemon starts."""
+    with scene.shop(folder, annotations=annotations, start=False) as shop:
         shop.sidestep = shop.authority.issue("sidestep.test", client=True)
         shop.node.write("client.yaml", manifests.secret("orders-client", shop.sidestep.secret()))
+        shop.node.start()
         shop.ada = shop.authority.issue("ada.test", client=True)
         yield shop
 
@@ -217,3 +219,18 @@ def test_what_a_forwarding_port_cannot_read_is_closed(tmp_path):
             what=shop.conditions,
         )
         assert counters
+
+
+def test_a_forwarding_port_is_not_steered_without_the_certificate_for_its_app(tmp_path):
+    """The app asks for one: each of its clients would be closed, and reaches the app without us."""
+    annotations = opted_in("request", forward_client_cert="enabled")
+    with scene.shop(tmp_path, annotations=annotations) as shop, app(shop) as records:
+        words = ["intercept", "orders", "-n", "shop", "--port", f"1:{PORT}", "--http-header", "a=b"]
+        refused = sidestep(*words, socket=shop.node.socket)
+        assert refused.code == 1
+        assert f"telepresence.io/upstream-tls-secret.{PORT} 'orders-client'" in refused.error
+        assert f"sidestep.dev/forward-client-cert.{PORT} closes what cannot be opened" in refused.error
+        ada = shop.authority.issue("ada.test", client=True)
+        assert asks(shop, certificate=ada) == ("app", shop.app_certificate.serial)
+        assert records.subjects == ["ada.test"]
+        assert not kernel.steering(shop.space.pod).links

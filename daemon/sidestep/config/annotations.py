@@ -101,6 +101,8 @@ class PortTls(msgspec.Struct, frozen=True):
     downstream_problem: str = ""
     """Why the nearest annotation for the downstream certificate cannot be used, in one line; empty otherwise."""
     upstream: CertificateSource | None = None
+    upstream_problem: str = ""
+    """The same of the certificate that is shown to the app."""
     skip_verify: bool = False
     probe_timeout: float = DEFAULT_PROBE_TIMEOUT
     client_auth: ClientAuth = ClientAuth.AUTO
@@ -286,13 +288,14 @@ def _ports_spoken_of(sources: tuple[_Source, ...]) -> frozenset[int] | None:
 def _port(pod: Pod, plain: PortTls, sources: tuple[_Source, ...], problems: list[AnnotationProblem]) -> PortTls:
     """Return the settings of a port that at least one annotation names; `plain` holds its defaults."""
     reader = _Reader(pod, plain.port, sources, problems, {})
-    before = len(problems)
-    downstream = reader.certificate(names.DOWNSTREAM_PATH, names.DOWNSTREAM_SECRET)
+    downstream, downstream_problem = reader.certificate(names.DOWNSTREAM_PATH, names.DOWNSTREAM_SECRET)
+    upstream, upstream_problem = reader.certificate(names.UPSTREAM_PATH, names.UPSTREAM_SECRET)
     settings = replace(
         plain,
         downstream=downstream,
-        downstream_problem="; ".join(problem.text for problem in problems[before:]),
-        upstream=reader.certificate(names.UPSTREAM_PATH, names.UPSTREAM_SECRET),
+        downstream_problem=downstream_problem,
+        upstream=upstream,
+        upstream_problem=upstream_problem,
         skip_verify=reader.value(names.SKIP_VERIFY, parse_switch, default=False),
         probe_timeout=reader.value(names.PROBE_TIMEOUT, parse_probe_timeout, default=DEFAULT_PROBE_TIMEOUT),
         client_auth=reader.value(names.CLIENT_AUTH, _client_auth, default=ClientAuth.AUTO),
@@ -321,8 +324,13 @@ class _Reader:
                 return self._parsed(found, parse, default)
         return default
 
-    def certificate(self, path_base: str, secret_base: str) -> CertificateSource | None:
-        """Return the nearest certificate source, whether given by path or by Secret."""
+    def certificate(self, path_base: str, secret_base: str) -> tuple[CertificateSource | None, str]:
+        """Return the nearest certificate source, whether given by path or by Secret; and why it cannot be used, if so."""
+        before = len(self.problems)
+        found = self._nearest(path_base, secret_base)
+        return found, "; ".join(problem.text for problem in self.problems[before:])
+
+    def _nearest(self, path_base: str, secret_base: str) -> CertificateSource | None:
         for source in self.sources:
             path, secret = self._on(source, path_base), self._on(source, secret_base)
             if path and secret and path.scope is secret.scope:

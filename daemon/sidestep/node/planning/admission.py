@@ -128,10 +128,12 @@ def _port_refusal(
                 return hidden
         if surveyed is None or not (new.reads_requests or surveyed.must_be_opened):
             continue
-        key = CertificateKey(pod.key, port.number, Side.DOWNSTREAM)
+        keys = {side: CertificateKey(pod.key, port.number, side) for side in Side}
+        facts = {side: certificates[key] for side, key in keys.items() if key in certificates}
+        downstream = facts.get(Side.DOWNSTREAM)
         # A certificate that has not been read, or is not there yet, is given the benefit of the doubt.
-        unknown = surveyed.tls.downstream is not None and (key not in certificates or certificates[key].pending != "")
-        reason = surveyed.protocol.refusal if unknown else opening_refusal(surveyed, certificates.get(key))
+        unknown = surveyed.tls.downstream is not None and (downstream is None or downstream.pending != "")
+        reason = surveyed.protocol.refusal if unknown else opening_refusal(surveyed, facts)
         if reason:
             return reason
     return ""

@@ -452,7 +452,7 @@ def _applying(
     A port that cannot be opened is steered without certificates, and a condition says so.
     """
     reason = "" if surveyed.protocol.refusal else opening_pending(surveyed, facts)
-    reason = reason or opening_refusal(surveyed, facts[Side.DOWNSTREAM])
+    reason = reason or opening_refusal(surveyed, facts)
     if not reason:
         return policies, facts
     subject = port_subject(pod, surveyed.port.number)
@@ -473,7 +473,7 @@ def _served(
     if not wanting:
         return []
     not_yet = surveyed.protocol.refusal == "" and opening_pending(surveyed, facts)
-    reason = "" if not_yet else opening_refusal(surveyed, facts[Side.DOWNSTREAM])
+    reason = "" if not_yet else opening_refusal(surveyed, facts)
     if not not_yet and not reason:
         return list(wanting)
     left_out = [

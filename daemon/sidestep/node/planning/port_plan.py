@@ -59,7 +59,7 @@ def port_plan(
     )
     # What is carried unparsed is not opened: no key travels for it.
     none = CertificateFacts()
-    opens = bool(captures) and not opening_refusal(surveyed, facts[Side.DOWNSTREAM])
+    opens = bool(captures) and not opening_refusal(surveyed, facts)
     reads = rules or opened or policies or opens
     downstream, upstream = (facts[Side.DOWNSTREAM], facts[Side.UPSTREAM]) if reads else (none, none)
     # A trust of the upstream side verifies the app; without one the CA of the downstream certificate is the best guess.

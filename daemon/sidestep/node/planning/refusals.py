@@ -36,16 +36,17 @@ def refusal_of(pod: Pod, settings: NodeSettings) -> str:
     return ""
 
 
-def opening_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
-    """Why requests of this port cannot be read; empty when they can.
+def opening_refusal(surveyed: PortSurvey, facts: Mapping[Side, CertificateFacts]) -> str:
+    """Why requests of this port cannot be read; empty when they can. `facts` are of the sides that have been read.
 
     It concerns who wants requests to be read. On a port that must be opened it concerns everybody.
     """
     if surveyed.protocol.refusal:
         return surveyed.protocol.refusal
-    unverifiable = _cannot_verify_clients(surveyed, downstream)
-    if unverifiable:
-        return unverifiable
+    downstream = facts.get(Side.DOWNSTREAM)
+    reason = _cannot_verify_clients(surveyed, downstream) or _cannot_answer_app(surveyed, facts.get(Side.UPSTREAM))
+    if reason:
+        return reason
     tls = surveyed.protocol.tls
     if (downstream and downstream.identity) or not (
         tls is Use.ALWAYS or (tls is Use.PROBE and surveyed.must_be_opened)
@@ -94,6 +95,21 @@ def _cannot_verify_clients(surveyed: PortSurvey, downstream: CertificateFacts | 
     return (
         f"{CLIENT_AUTH}.{number} {tls.client_auth.value!r} wants clients to be verified, and the downstream "
         f"certificate of port {number}{named} comes with no ca.crt to verify them against"
+    )
+
+
+def _cannot_answer_app(surveyed: PortSurvey, upstream: CertificateFacts | None) -> str:
+    """Why the app's wish for a certificate cannot be met on a port where every connection would be closed for that."""
+    tls, number = surveyed.tls, surveyed.port.number
+    if not surveyed.must_be_opened or surveyed.protocol.tls is Use.NEVER or (upstream and upstream.identity):
+        return ""
+    reason = tls.upstream_problem or (upstream and upstream.problem)
+    if not reason:
+        return ""
+    named = f" ({tls.upstream.annotation} {tls.upstream.value!r})" if tls.upstream is not None else ""
+    return (
+        f"the certificate that port {number} shows the app{named} cannot be used: {reason}; and "
+        f"{FORWARD_CLIENT_CERT}.{number} closes what cannot be opened"
     )
 
 

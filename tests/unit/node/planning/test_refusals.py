@@ -12,7 +12,7 @@ from sidestep.model.condition import ConditionType
 from sidestep.model.pod import ServicePort, Transport
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.node.planning.refusals import opening_refusal, refusal_of, refusal_type
-from sidestep.policy.survey import PortSurvey, survey
+from sidestep.policy.survey import PortSurvey, Side, survey
 from tests.unit.node.scenes import CERTIFIED, inventory, pod, service
 
 GOOD = CertificateFacts("identity:a", "trust:a")
@@ -71,8 +71,39 @@ PORTS: dict[str, tuple[PortSurvey, Any, str]] = {
 @pytest.mark.parametrize("port", PORTS)
 def test_ports(port):
     found, downstream, reason = PORTS[port]
-    told = opening_refusal(found, downstream)
+    told = opening_refusal(found, {Side.DOWNSTREAM: downstream} if downstream is not None else {})
     assert (reason in told) if reason else told == ""
+
+
+SHOWING = {**CERTIFIED, f"{names.UPSTREAM_SECRET}.8443": "mine", f"{names.CLIENT_AUTH}.8443": "request"}
+CLOSING = {**SHOWING, f"{names.FORWARD_CLIENT_CERT}.8443": "enabled"}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "upstream", "refused"),
+    [
+        (SHOWING, BAD, False),  # the app gets its clients end to end
+        (CLOSING, BAD, True),  # every client of an app that asks for certificates would be closed
+        (CLOSING, GOOD, False),
+        (CLOSING, CertificateFacts(trust="trust:a"), False),
+        (CLOSING, CertificateFacts("identity:a", problem="its ca.crt is none"), False),
+        (CLOSING, CertificateFacts(pending="no process runs yet"), False),
+        (CLOSING, None, False),
+    ],
+)
+def test_the_certificate_that_is_shown_to_the_app(annotations, upstream, refused):
+    facts = {Side.DOWNSTREAM: GOOD} | ({Side.UPSTREAM: upstream} if upstream is not None else {})
+    told = opening_refusal(surveyed(annotations), facts)
+    assert bool(told) == refused
+    if refused:
+        assert f"{names.UPSTREAM_SECRET}.8443 'mine'" in told
+        assert "the key does not belong" in told
+
+
+def test_an_annotation_that_names_no_certificate_for_the_app():
+    told = opening_refusal(surveyed({**CLOSING, f"{names.UPSTREAM_SECRET}.8443": "No Name"}), {Side.DOWNSTREAM: GOOD})
+    assert "that port 8443 shows the app cannot be used" in told
+    assert "No Name" in told
 
 
 def test_the_kind_of_condition():
