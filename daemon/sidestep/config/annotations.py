@@ -325,7 +325,7 @@ class _Reader:
         return default
 
     def certificate(self, path_base: str, secret_base: str) -> tuple[CertificateSource | None, str]:
-        """Return the nearest certificate source, whether given by path or by Secret; and why it cannot be used, if so."""
+        """Return the nearest certificate source, whether given by path or Secret; and why it cannot be used."""
         before = len(self.problems)
         found = self._nearest(path_base, secret_base)
         return found, "; ".join(problem.text for problem in self.problems[before:])

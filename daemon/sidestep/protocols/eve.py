@@ -228,28 +228,28 @@ def http(
 
 
 def tls(
-    hello: ClientHello,
+    hello: ClientHello | None,
     *,
     version: int,
     server: Certificate | None = None,
     client: Certificate | None = None,
     resumed: bool = False,
 ) -> Tls:
-    """A connection's TLS, by what its client offered. `version` is the number of the one that was agreed on."""
+    """A connection's TLS, by what its client offered, if known. `version` is the number of the one agreed on."""
     shown = Certificate("", "") if server is None else _short(server)
-    known = ja4.fingerprints(hello)
+    known = None if hello is None else ja4.fingerprints(hello)
     return Tls(
         subject=shown.subject or None,
         issuerdn=shown.issuerdn or None,
         session_resumed=resumed,
         serial=shown.serial,
         fingerprint=shown.fingerprint,
-        sni=None if hello.server_name is None else text(hello.server_name),
+        sni=None if hello is None or hello.server_name is None else text(hello.server_name),
         version=tls_version(version),
         notbefore=shown.notbefore,
         notafter=shown.notafter,
-        ja3=Ja3(known.ja3, known.ja3_text),
-        ja4=known.ja4,
+        ja3=None if known is None else Ja3(known.ja3, known.ja3_text),
+        ja4=None if known is None else known.ja4,
         client=None if client is None else _short(client),
     )
 

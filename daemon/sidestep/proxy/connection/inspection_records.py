@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from sidestep.policy.route import Fields, Rule
     from sidestep.protocols.eve_records import Http, Record, Tls, TlsDetails
     from sidestep.proxy.connection.endpoints import Endpoints
+    from sidestep.proxy.connection.kept_hellos import KeptHello, KeptHellos
     from sidestep.proxy.control.record_queue import RecordQueue
     from sidestep.proxy.io.stream import Stream
     from sidestep.proxy.tls.recorded import OpenedTls
@@ -83,9 +84,9 @@ class ConnectionRecords:
     """The observer of one connection."""
 
     __slots__ = (
-        "_began", "_counts", "_described", "_ended", "_endpoints", "_granted", "_has_alerted", "_has_told", "_hits",
-        "_inspection", "_latest", "_live", "_port", "_protocol", "_queue", "_redaction", "_sampled", "_samples",
-        "_tls", "_tls_logged", "flow", "sampling",
+        "_began", "_counts", "_described", "_ended", "_endpoints", "_granted", "_has_alerted", "_has_told", "_hello",
+        "_hits", "_inspection", "_latest", "_live", "_port", "_protocol", "_queue", "_redaction", "_sampled",
+        "_samples", "_tls", "_tls_logged", "flow", "sampling",
     )  # fmt: skip
 
     def __init__(self, port: LivePort, inspection: Inspection | None, endpoints: Endpoints, queue: RecordQueue) -> None:
@@ -110,7 +111,9 @@ class ConnectionRecords:
         self._tls: OpenedTls | None = None
         """Until nobody has to be told of it any more."""
         self._described: tuple[Tls, TlsDetails] | None = None
-        """What is said of it, if a session was there when it was opened."""
+        """What is said of it, if a session was there when it was opened, or the log is told at once."""
+        self._hello: KeptHello | None = None
+        """The ClientHello, while it may still be told and nothing was described."""
         self._tls_logged = False
         self._live: set[str] = set()
         """Sessions that were told of anything but alerts."""
@@ -273,13 +276,29 @@ class ConnectionRecords:
 
     # --- TLS --------------------------------------------------------------------------------------------------------
 
-    def opened(self, tls: OpenedTls) -> None:
-        """Learn that TLS was opened."""
+    def opened(self, tls: OpenedTls, hello: bytes, hellos: KeptHellos) -> None:
+        """Learn that TLS was opened. The records that the ClientHello came in are kept among `hellos`, if need be."""
         self._tls = tls
-        if self._port.listeners:
-            self._described = tls.describe()  # requests are told later, when the connection may be over
-        if self.sampling.chooses_any or self._port.outward is not None:
+        at_once = self.sampling.chooses_any or self._port.outward is not None
+        if at_once or self._port.listeners:
+            self._described = tls.describe(hello)  # requests are told later, when the connection may be over
+        else:
+            self._hello = hellos.keep(hello)
+        if at_once:
             self._tell_tls((), to_log=True)
+
+    def _describe(self, tls: OpenedTls) -> tuple[Tls, TlsDetails] | None:
+        """What is said of it from now on. A record that cannot say what the client offered is counted."""
+        if self._described is None:
+            hello = self._take_hello()
+            self._described = tls.describe(hello)
+            if self._described is not None and not hello:
+                self._port.counters["tls_unfingerprinted"] += 1
+        return self._described
+
+    def _take_hello(self) -> bytes:
+        hello, self._hello = self._hello, None
+        return hello.take() if hello is not None else b""
 
     def _tell_tls(self, listeners: tuple[Rule, ...], *, to_log: bool) -> None:
         """Tell the log of TLS, and the sessions that get other records than alerts: each once."""
@@ -288,7 +307,7 @@ class ConnectionRecords:
         to_log = to_log and not self._tls_logged
         if self._tls is None or not (to_log or new):
             return
-        made = self._described or self._tls.describe()
+        made = self._describe(self._tls)
         if made is not None:
             decided = Sidestep(inspected=self._is_inspected, tls=made[1])
             record = eve.record(time.time_ns(), self._origin("tls"), made[0], sidestep=self._directed(decided))
@@ -311,6 +330,7 @@ class ConnectionRecords:
     def _closing(self, client: socket.socket, before: Callable[[], None] | None = None) -> None:
         if before is not None:
             before()
+        self._take_hello()
         to_log = self._has_told or self.sampling.chooses_any
         if not (to_log or self._live or self._port.listeners):
             return

@@ -222,7 +222,8 @@ class ConnectionSetup:
         stream = client if isinstance(client, TlsStream) else None
         records = self._records = self._recorder()
         if records is not None and stream is not None and isinstance(app, TlsStream) and self._tls is not None:
-            records.opened(OpenedTls(self._hello, stream, app, partial(self._tls.app_certificate, app)))
+            opened = OpenedTls(stream, app, partial(self._tls.app_certificate, app))
+            records.opened(opened, self._hello, self._host.hellos)
         return relay_for(
             verdict.protocol,
             self._port,

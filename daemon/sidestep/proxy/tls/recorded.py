@@ -27,20 +27,23 @@ _VERSIONS: Final = {"TLSv1.3": 0x0304, "TLSv1.2": 0x0303, "TLSv1.1": 0x0302, "TL
 
 
 class OpenedTls(msgspec.Struct, frozen=True):
-    """TLS that was opened: the records that the ClientHello came in, both streams, and how the app's certificate is had
-    (as `ssl` shows it; empty if it was not verified).
+    """TLS that was opened: both streams, and how the app's certificate is had (as `ssl` shows it; empty if it was not
+    verified).
     """
 
-    hello: bytes
     client: TlsStream
     app: TlsStream
     app_certificate: Callable[[], Mapping[str, object]]
 
-    def describe(self) -> tuple[Tls, TlsDetails] | None:
-        """Return what a record says. None if the hello is none, or the connection is closed or broken already."""
-        offered = parse(self.hello)
+    def describe(self, hello: bytes) -> tuple[Tls, TlsDetails] | None:
+        """Return what a record says; None if the connection is closed or broken already.
+
+        `hello` are the records that the ClientHello came in. Without them the record says nothing of what was offered.
+        """
+        parsed = parse(hello)
+        offered = parsed if isinstance(parsed, ClientHello) else None
         state = self.client.state
-        if not isinstance(offered, ClientHello) or state is None or self.app.state is None:
+        if state is None or self.app.state is None:
             return None
         version = _VERSIONS.get(state.version() or "", 0)
         cipher = state.cipher()
@@ -51,7 +54,8 @@ class OpenedTls(msgspec.Struct, frozen=True):
             return None
         made = eve.tls(offered, version=version, server=server, client=client, resumed=bool(state.session_reused))
         suite = _GOOD if cipher is None else _suite(state, cipher[0])
-        weak = (*tls_weakness.of_offer(offered), *tls_weakness.of_connection(version, suite))
+        of_offer = tls_weakness.of_offer(offered) if offered is not None else ()
+        weak = (*of_offer, *tls_weakness.of_connection(version, suite))
         details = TlsDetails(
             alpn=state.selected_alpn_protocol(),
             cipher=None if cipher is None else cipher[0],

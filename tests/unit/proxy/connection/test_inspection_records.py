@@ -33,6 +33,7 @@ from sidestep.policy.inspection_rows import to_snapshot
 from sidestep.protocols import eve
 from sidestep.protocols.eve_records import FileInfo, Kubernetes, Record
 from sidestep.proxy.connection import inspection_records
+from sidestep.proxy.connection.kept_hellos import KeptHellos
 from sidestep.proxy.control import messages
 from tests.harness.peers import server_context
 from tests.unit.protocols.json_paths import paths
@@ -454,8 +455,21 @@ def test_tls_is_told_once_for_a_connection(scene, sample):
     scene.worker.credentials.keep(set())
 
 
+def test_tls_is_told_without_what_was_offered_once_the_hello_was_given_up(scene):
+    scene.worker.hellos = KeptHellos(bound=10)
+    port = scene.port(policies=policy(), **identity(scene))
+    TlsTalk(scene, port, [get(b"/noted")])
+    told = received(scene, 2)[0][0]
+    assert told.tls.version == "TLS 1.3"
+    assert told.tls.subject == "CN=app.test"
+    assert (told.tls.ja3, told.tls.ja4, told.tls.sni) == (None, None, None)
+    assert port.counters["tls_unfingerprinted"] == 1
+    scene.worker.credentials.keep(set())
+
+
 def test_no_tls_is_told_without_a_hit_or_a_sample(scene):
     port = scene.port(policies=policy(), **identity(scene))
     TlsTalk(scene, port, [get(b"/")])
     assert received(scene, 1, within=0.3) == ([], {})
+    assert scene.worker.hellos.size == 0  # the connection is over, and its ClientHello with it
     scene.worker.credentials.keep(set())
