@@ -1,7 +1,7 @@
-"""What a GiB costs that a pod's connection brings to the developer's machine, beside `kubectl port-forward`.
+"""What a GiB costs that a pod's connection carries to or from the developer's machine, beside `kubectl port-forward`.
 
 `python -m tests.bench.forwarded` boots the cluster of tests/e2e and has curl fetch a file of 1 GiB from a server in a
-pod, in turns: through `kubectl port-forward` to that pod, and through `sidestep connect`, for which another pod makes
+pod, or with `--upload` store one there, in turns: through `kubectl port-forward` to that pod, and through `sidestep connect`, for which another pod makes
 the connection. CPU is counted whole: that of the command and of curl, and that of everything on the node, which is the
 API server, the kubelet, containerd, the node daemon, the pod's proxy, and the server. Both ways lead through the API
 server and the kubelet: Sidestep's tunnel is a port-forward to the node daemon. Needs root, and cgroups of version 1.
@@ -10,6 +10,7 @@ server and the kubelet: Sidestep's tunnel is a port-forward to the node daemon. 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import shutil
 import statistics
@@ -35,7 +36,7 @@ ROLE, USER = "sidestep-pod-access", "ada"
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of one download, and of CPU time on the laptop and on the node."""
+    """Seconds of one transfer, and of CPU time on the laptop and on the node."""
 
     wall: float
     laptop: float
@@ -60,26 +61,18 @@ def _laptop_cpu() -> float:
     return found.ru_utime + found.ru_stime
 
 
-def _spent(cluster: Cluster, download: Callable[[], float]) -> Spent:
-    """What a download took; it returns its seconds, and has waited for all that it started."""
+def _spent(cluster: Cluster, transfer: Callable[[], float]) -> Spent:
+    """What a transfer took; it returns its seconds, and has waited for all that it started."""
     laptop, node = _laptop_cpu(), _node_cpu(cluster)
-    wall = download()
+    wall = transfer()
     return Spent(wall, _laptop_cpu() - laptop, _node_cpu(cluster) - node)
 
 
-def _curl(url: str) -> list[str]:
-    return [
-        "curl",
-        "-sS",
-        "--fail",
-        "--max-time",
-        "600",
-        "-o",
-        "/dev/null",
-        "-w",
-        "%{size_download} %{time_total}",
-        url,
-    ]
+def _curl(url: str, upload: Path | None) -> list[str]:
+    words = ["curl", "-sS", "--fail", "--max-time", "600", "-o", "/dev/null"]
+    if upload is None:
+        return [*words, "-w", "%{size_download} %{time_total}", f"{url}/gib"]
+    return [*words, "-H", "Expect:", "-T", str(upload), "-w", "%{size_upload} %{time_total}", f"{url}/stored"]
 
 
 def _seconds(command: list[str]) -> float:
@@ -91,10 +84,11 @@ def _seconds(command: list[str]) -> float:
 
 
 def _server(cluster: Cluster) -> Pod:
-    """nginx with a file of 1 GiB, which takes no room."""
-    config = f"events {{}} http {{ sendfile on; server {{ listen {PORT}; access_log off; root /tmp/www; }} }}"
+    """nginx with a file of 1 GiB, which takes no room; it stores another one."""
+    stores = "dav_methods PUT; client_max_body_size 0; client_body_temp_path /tmp/www/body"
+    config = f"events {{}} http {{ sendfile on; server {{ listen {PORT}; access_log off; root /tmp/www; {stores}; }} }}"
     script = (
-        "mkdir /tmp/www; truncate -s 1G /tmp/www/gib; chmod -R a+rX /tmp/www; "
+        "mkdir /tmp/www; truncate -s 1G /tmp/www/gib; chmod -R a+rwX /tmp/www; "
         f"echo '{config}' > /tmp/conf; exec nginx -c /tmp/conf -g 'daemon off;'"
     )
     container = {"name": "web", "image": images.APP, "imagePullPolicy": "Never", "command": ["sh", "-c", script]}
@@ -107,10 +101,15 @@ def _server(cluster: Cluster) -> Pod:
     return cluster.wait_pods(SPACE, "app=web", 1)[0]
 
 
-def figures(folder: Path, *, pairs: int) -> list[Figure]:
+def figures(folder: Path, *, pairs: int, uploads: bool) -> list[Figure]:
     """Measure."""
     laptop = folder / "laptop"
     laptop.mkdir()
+    stored = None
+    if uploads:
+        stored = laptop / "gib"
+        stored.touch()
+        os.truncate(stored, GIB)
     with clusters.cluster(folder) as cluster:
         shop = shops.open_shop(cluster, laptop, replicas=1)
         product = products.Product(cluster, laptop)
@@ -121,11 +120,11 @@ def figures(folder: Path, *, pairs: int) -> list[Figure]:
 
         def forwarded() -> float:
             with cluster.port_forward(f"pod/{server.name}", PORT, namespace=SPACE) as port:
-                return _seconds(cluster.node.laptop.enter(_curl(f"http://127.0.0.1:{port}/gib")))
+                return _seconds(cluster.node.laptop.enter(_curl(f"http://127.0.0.1:{port}", stored)))
 
         def connected() -> float:
             words = [SIDESTEP, "connect", "deploy/orders", "-n", shop.namespace, "--"]
-            return _seconds(cluster.command(*words, *_curl(f"http://{server.ip}:{PORT}/gib"), user=USER))
+            return _seconds(cluster.command(*words, *_curl(f"http://{server.ip}:{PORT}", stored), user=USER))
 
         turns = []
         for _ in range(pairs):
@@ -152,10 +151,11 @@ def main() -> None:
     """The script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--upload", action="store_true", help="from the laptop to the pod")
     wanted = parser.parse_args()
     folder = machine.folder_of_our_own()
     try:
-        for figure in figures(folder, pairs=wanted.pairs):
+        for figure in figures(folder, pairs=wanted.pairs, uploads=wanted.upload):
             print(figure.line(), flush=True)
     finally:
         shutil.rmtree(folder)

@@ -33,6 +33,7 @@ from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, PeerError, SidestepError
 from sidestep.tunnel.errors import StreamResetError, TunnelClosedError, TunnelSilentError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
+from sidestep.tunnel.quiet_frames import quieten
 from sidestep.tunnel.stream import INTERNAL_ERROR, Headers, Stream
 from sidestep.tunnel.unread_budget import UnreadBudget
 from sidestep.tunnel.window import ReceiveWindow, WindowPool
@@ -44,6 +45,8 @@ UNREAD = 60.0
 """Seconds after the end of a tunnel during which received bytes can still be read."""
 
 _CODES = h2.settings.SettingCodes
+
+quieten()
 
 
 class Connection(asyncio.Protocol):

@@ -2,6 +2,7 @@ import asyncio
 import os
 import socket
 
+import hyperframe.frame
 import pytest
 from msgspec.structs import replace
 
@@ -39,6 +40,15 @@ async def test_bytes_come_back_exactly(size):
         assert received.result() == payload
         assert dict(await stream.response()) == {":status": "200"}
         await eventually(lambda: client.streams == 0, what="the stream to be forgotten")
+
+
+@asynchronous
+async def test_no_text_is_made_of_what_is_received(monkeypatch):
+    """h2 would have one of each frame, for a log that nobody keeps."""
+    made = []
+    monkeypatch.setattr(hyperframe.frame.DataFrame, "serialize_body", lambda frame: made.append(frame) or b"")
+    assert "stream_id=1" in repr(hyperframe.frame.DataFrame(1, b"secret"))
+    assert not made
 
 
 @asynchronous
