@@ -1,10 +1,11 @@
 """What a GiB costs that a pod's connection carries to or from the developer's machine, beside `kubectl port-forward`.
 
 `python -m tests.bench.forwarded` boots the cluster of tests/e2e and has curl fetch a file of 1 GiB from a server in a
-pod, or with `--upload` store one there, in turns: through `kubectl port-forward` to that pod, and through `sidestep connect`, for which another pod makes
-the connection. CPU is counted whole: that of the command and of curl, and that of everything on the node, which is the
-API server, the kubelet, containerd, the node daemon, the pod's proxy, and the server. Both ways lead through the API
-server and the kubelet: Sidestep's tunnel is a port-forward to the node daemon. Needs root, and cgroups of version 1.
+pod, or with `--upload` store one there, in turns: through `kubectl port-forward` to that pod, and through `sidestep
+connect`, for which another pod makes the connection. CPU is counted whole: that of the command and of curl, and that of
+everything on the node, which is the API server, the kubelet, containerd, the node daemon, the pod's proxy, and the
+server. Both ways lead through the API server and the kubelet: Sidestep's tunnel is a port-forward to the node daemon.
+Needs root, and cgroups of version 1.
 """
 
 from __future__ import annotations
