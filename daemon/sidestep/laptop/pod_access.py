@@ -9,6 +9,10 @@ those of one pod.
             refused                    -> RefusedError
             ended, after it was granted -> `PodAccess.ended` is told why; the stream breaks
             the tunnel breaks          -> CutOffError; who asks again waits for another tunnel
+
+Lines of a link are written by one task, whole: who asks may be cancelled at any time, and half a line would spoil the
+next one. A request that is given up before its line was begun is never written; of one that was, a `Cancel` is. So no
+more lines wait than there were requests at one time.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, Self
 
+from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.handler import NoHandler
 from sidestep.model.errors import PeerError, RefusedError
@@ -48,8 +53,6 @@ ANSWER: Final = 60.0
 whose reason says more."""
 READY: Final = 30.0
 """Seconds for which a request waits for a pod."""
-WITHDRAWAL: Final = 1.0
-"""Seconds within which the daemon must take that a request is given up; the end of the session tells it, too."""
 
 
 class CutOffError(RefusedError):
@@ -85,7 +88,9 @@ class _Link:
         self._stream = stream
         self._number = 0
         self._waiting: dict[int, asyncio.Future[Granted]] = {}
-        self._writing = asyncio.Lock()
+        self._unsent: dict[int, Line] = {}
+        """Lines that were not begun, in their order."""
+        self._news = asyncio.Event()
 
     async def ask(self, make: Callable[[int], Asked]) -> Granted:
         """Send a request; returns what is granted. Raises RefusedError, PeerError."""
@@ -93,13 +98,13 @@ class _Link:
         number = self._number
         granted: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
         self._waiting[number] = granted
+        self._send(make(number))
         try:
-            await self._send(make(number))
             async with time_limit(ANSWER):
                 return await granted
         except BaseException as error:
             if not granted.done() or granted.cancelled():
-                await self._withdraw(number)
+                self._withdraw(number)
             elif granted.exception() is None:
                 granted.result().close()
             if isinstance(error, TimeoutError):
@@ -108,16 +113,25 @@ class _Link:
         finally:
             self._waiting.pop(number, None)
 
-    async def _withdraw(self, number: int) -> None:
-        try:
-            async with time_limit(WITHDRAWAL):
-                await self._send(Cancel(number))
-        except (PeerError, TimeoutError):
-            pass  # the tunnel is gone, and the request with it; or it will be
+    def _withdraw(self, number: int) -> None:
+        if self._unsent.pop(number, None) is None:
+            self._send(Cancel(number))
 
-    async def _send(self, line: Line) -> None:
-        async with self._writing:
-            await self._stream.write(encode_line(line))
+    def _send(self, line: Asked) -> None:
+        self._unsent[line.number] = line
+        self._news.set()
+
+    async def write(self) -> None:
+        """Write the lines until the tunnel breaks, as its reader sees."""
+        try:
+            while True:
+                while self._unsent:
+                    number = next(iter(self._unsent))
+                    await self._stream.write(encode_line(self._unsent.pop(number)))
+                self._news.clear()
+                await self._news.wait()
+        except PeerError:
+            pass
 
     def told(self, line: Told) -> None:
         """Take a line of the daemon."""
@@ -211,15 +225,23 @@ class PodAccess(NoHandler):
             raise PeerError("the daemon has opened the lines of an access twice")
         stream.respond(200)
         link = self._links[tunnel] = _Link(stream, self._tell_ended)
-        lines = Lines()
         try:
-            while data := await stream.read():
-                for line in lines.feed(data):
-                    link.told(decode_line(line, Told))  # type: ignore[arg-type]  # a union
-                self._news.set()
+            async with Tasks("access: lines") as tasks:
+                reading = tasks.start(self._read(stream, link), name="read")
+                tasks.start(link.write(), name="write")
+                await asyncio.wait({reading})
+                if tasks.crash is not None:
+                    raise tasks.crash
         finally:
             del self._links[tunnel]
             link.broken()
+
+    async def _read(self, stream: Stream, link: _Link) -> None:
+        lines = Lines()
+        while data := await stream.read():
+            for line in lines.feed(data):
+                link.told(decode_line(line, Told))  # type: ignore[arg-type]  # a union
+            self._news.set()
 
     async def take(self, tunnel: object, stream: Stream) -> None:
         """As AccessClient.take."""

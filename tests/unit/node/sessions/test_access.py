@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 
+import msgspec
 import pytest
 
 from sidestep.laptop import pod_access
@@ -20,7 +21,7 @@ from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.cli_end import CliEnd
 from sidestep.tunnel.messages import PodState, State
 from tests.unit.node.scenes import intercept
-from tests.unit.tunnel.ends import asynchronous, attach, eventually
+from tests.unit.tunnel.ends import LIMITS, asynchronous, attach, eventually
 
 POD, OTHER = PodKey("shop", "orders-1"), PodKey("shop", "orders-2")
 
@@ -81,10 +82,10 @@ class Laptop:
 
 
 @contextlib.asynccontextmanager
-async def connected(wanted, world, used, *, pods=(POD,)):
+async def connected(wanted, world, used, *, pods=(POD,), limits=LIMITS):
     """A session at the daemon whose other end is `used`."""
     laptop = Laptop(used)
-    session = Session(intercept=wanted, node="n1", software="1", world=world)
+    session = Session(intercept=wanted, node="n1", software="1", world=world, limits=limits)
     left, right = socket.socketpair()
     await attach(left, session.connection)
     await attach(right, laptop.end.connection)
@@ -278,6 +279,29 @@ async def test_what_is_asked_for_is_bounded_and_can_be_given_up():
         world.holds.set()
         assert await asyncio.gather(*asking[1:]) == [b"A=1\0B=two words\0"] * 3
         assert await used.environment() == b"A=1\0B=two words\0"
+
+
+@asynchronous
+async def test_who_gives_up_amid_a_line_spoils_none():
+    world, used = World(), PodAccess()
+    small = msgspec.structs.replace(LIMITS, stream_window=16, stream_window_max=16)
+    async with connected(access(Allow.NETWORK), world, used, limits=small):
+        await used.pod()
+        [link] = used._links.values()
+        world.holds = asyncio.Event()
+        amid = asyncio.create_task(used.connect("db.first", 1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not link._stream._writable.done()  # the window is used up
+        behind = asyncio.create_task(used.connect("db.second", 2))
+        await asyncio.sleep(0)
+        for each in (behind, amid):
+            each.cancel()
+        await asyncio.wait({amid, behind})
+        world.holds.set()
+        (await used.connect("db.third", 3)).close()
+        assert [*used._links.values()] == [link]
+    assert [each[2] for each in world.asked] == ["db.first", "db.third"]
 
 
 @asynchronous
