@@ -1,9 +1,10 @@
 """Variables of a process: read from /proc/PID/environ, chosen by globs, written in the syntaxes that other tools read.
 
-    dotenv     NAME=value, quoted where needed, for python-dotenv, Node.js, Docker Compose and their kin. Plain values
-               are bare, others in single quotes, which no reader expands; with a quote in it in double quotes. What
-               neither can hold (a quote beside a dollar sign, a double quote, a backslash) is in single quotes with
-               \\' and \\\\, as python-dotenv reads them
+    dotenv     NAME=value for python-dotenv, Node.js, Docker Compose and their kin, which differ: Node.js knows no escape
+               but \\n in double quotes, python-dotenv undoes \\\\ and \\' in single quotes, all of them undo some in double
+               quotes. So a value is bare, in single or in double quotes, whichever leaves nothing to be undone. What
+               has no such way (a quote beside a dollar sign or a double quote; a backslash at the end of a value that
+               cannot be bare) is in single quotes with \\' and \\\\, which python-dotenv alone reads exactly
     json       one object
     shell      export NAME='value', for POSIX shells
     docker     NAME=value without quotes, for `docker run --env-file`; it has no line breaks
@@ -36,6 +37,9 @@ OF_THE_MACHINE: Final = (
 name."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+,-]*")
+_BARE_WITH_BACKSLASHES = re.compile(r"[A-Za-z0-9_./:@%+,\\-]*")
+_UNDONE_IN_SINGLE_QUOTES = re.compile(r"'|\\\\|\\\Z")
+_UNDONE_IN_DOUBLE_QUOTES = re.compile(r"[\"$`\n]|\\[\\'a-z0-9]|\\\Z")
 
 Variables = Mapping[bytes, bytes]
 
@@ -107,10 +111,12 @@ def _dotenv(name: str, value: str) -> str | None:
         return None  # readers turn CR LF into LF
     if _BARE.fullmatch(value):
         return f"{name}={value}"
-    if "'" not in value and "\\" not in value:
+    if not _UNDONE_IN_SINGLE_QUOTES.search(value):
         return f"{name}='{value}'"
-    if not set(value) & set('"$\\`\n'):
+    if not _UNDONE_IN_DOUBLE_QUOTES.search(value):
         return f'{name}="{value}"'
+    if _BARE_WITH_BACKSLASHES.fullmatch(value):
+        return f"{name}={value}"
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"{name}='{escaped}'"
 

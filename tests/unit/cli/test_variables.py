@@ -22,6 +22,10 @@ VALUES = {
     "DOLLAR": "$HOME ${HOME} $(id) `id`",
     "QUOTED_DOLLAR": "it's $HOME",
     "BACKSLASH": "C:\\new\\",
+    "EXPRESSION": r"^\d+ [\w#]$",
+    "QUOTED_BACKSLASH": r"it's DOMAIN\User",
+    "SHARE": r"\\files\orders",
+    "SPACES_AND_BACKSLASH": "C:\\Program Files\\",
     "HASH": "a # b",
     "EQUALS": "a=b==",
     "LINES": "one\ntwo\n",
@@ -75,7 +79,7 @@ def test_a_shell_reads_it_back(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js here; others read the same rules below")
-def test_node_reads_what_needs_no_escapes(tmp_path):
+def test_node_reads_all_but_what_needs_escapes(tmp_path):
     text, _ = written(BYTES, "dotenv")
     path = tmp_path / "variables.env"
     path.write_text(text)
@@ -90,7 +94,7 @@ def test_node_reads_what_needs_no_escapes(tmp_path):
     if done.returncode == 9:
         return  # older than 20.12
     assert done.returncode == 0, done.stderr
-    escaped = {"BOTH", "QUOTED_DOLLAR", "BACKSLASH", "PASSWORD"}
+    escaped = {"BOTH", "QUOTED_DOLLAR", "SPACES_AND_BACKSLASH", "PASSWORD"}
     found = json.loads(done.stdout)
     assert {name: found[name] for name in VALUES if name not in escaped} == {
         name: value for name, value in VALUES.items() if name not in escaped
@@ -98,16 +102,17 @@ def test_node_reads_what_needs_no_escapes(tmp_path):
 
 
 def test_dotenv_as_python_dotenv_reads_it():
-    """Its rules (python-dotenv, parser.py): single quotes know escapes of both, double quotes are expanded."""
+    """Its rules (python-dotenv, parser.py): single quotes know escapes of both, double quotes more of them."""
     text, left_out = written({**BYTES, b"CARRIAGE": b"a\r\nb", b"odd-name": b"1"}, "dotenv")
     assert left_out == ("CARRIAGE", "odd-name")
     found = {}
-    pattern = re.compile(r"(\w+)=(?:'((?:\\.|[^'\\])*)'|\"([^\"$`\\\n]*)\"|([^'\"\n]*))\n", re.DOTALL)
+    pattern = re.compile(r"(\w+)=(?:'((?:\\.|[^'\\])*)'|\"([^\"$`\n]*)\"|([^'\"\n]*))\n", re.DOTALL)
     end = 0
     for match in pattern.finditer(text):
         assert match.start() == end, text[end : match.start()]
         end = match.end()
         name, single, double, bare = match.groups()
+        assert not re.search(r"\\[\\'\"abfnrtv]", double or "")
         found[name] = re.sub(r"\\([\\'])", r"\1", single) if single is not None else double or bare or ""
     assert end == len(text)
     assert found == VALUES
