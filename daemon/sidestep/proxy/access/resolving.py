@@ -2,8 +2,8 @@
 
     name -> hosts -> found
              `-> each candidate in turn (`resolver_files.candidates`)
-                   both kinds of address, from one UDP socket to one server, `timeout` seconds; then the next server;
-                   all of that `attempts` times
+                   both kinds of address, from one UDP socket to one server, `timeout` seconds, or GRACE after addresses
+                   of one kind; then the next server; all of that `attempts` times
                      found                      -> the addresses, IPv4 first
                      no such name, none of them -> the next candidate
                      failed (SERVFAIL …)        -> the next candidate, as the C library does
@@ -33,6 +33,10 @@ Address = IPv4Address | IPv6Address
 PORT: Final = 53
 MAX_STRAY: Final = 16
 """Datagrams of a server that answer nothing asked, after which it counts as silent."""
+GRACE: Final = 0.25
+"""Seconds for the answer about the other kind of address, once there are addresses of one: some servers answer about A
+and drop questions about AAAA. RFC 8305 section 3 waits 50 ms, for the faster connection; here the first connection has to
+know every address, and the server's time is mostly a way to another one."""
 _MAX_DATAGRAM: Final = 4096
 _LOOPBACK: Final[tuple[Address, ...]] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
@@ -116,9 +120,11 @@ class Resolver:
                 sock.send(question.encode())
             for _ in range(MAX_STRAY):
                 await watch.event(READ)
-                _take(sock.recv(_MAX_DATAGRAM), questions, found)
+                taken = _take(sock.recv(_MAX_DATAGRAM), questions, found)
                 if len(found) == len(questions):
                     return
+                if taken is not None and taken.addresses:
+                    watch.restart(min(GRACE, self._seconds()))
         finally:
             if watch is not None:
                 watch.close()
@@ -161,8 +167,8 @@ async def _exactly(sock: socket.socket, watch: Watch, size: int) -> bytes:
     return data
 
 
-def _take(data: bytes, questions: list[Question], found: dict[int, Answer]) -> None:
-    """Note the answer to one of the questions."""
+def _take(data: bytes, questions: list[Question], found: dict[int, Answer]) -> Answer | None:
+    """Note the answer to one of the questions, and return it; None when it answers none."""
     for question in questions:
         if question.kind not in found:
             try:
@@ -171,7 +177,8 @@ def _take(data: bytes, questions: list[Question], found: dict[int, Answer]) -> N
                 answer = None
             if answer is not None:
                 found[question.kind] = answer
-                return
+                return answer
+    return None
 
 
 def _family(address: Address) -> int:

@@ -13,7 +13,8 @@ import dns.rrset
 
 
 class NameServer:
-    """`records` maps (name, kind) to addresses; `ways` maps a name to "truncated", "fails", "silent" or "garbage"."""
+    """`records` maps (name, kind) to addresses; `ways` maps a name to "truncated", "fails", "silent", "half"
+    (silent about AAAA) or "garbage"."""
 
     def __init__(self, records, ways=None):
         self.records = records
@@ -75,7 +76,7 @@ class NameServer:
         found = dns.message.make_response(asked)
         way = self.ways.get(name, "")
         addresses = self.records.get((name, kind), ())
-        if way == "silent":
+        if way == "silent" or (way == "half" and kind == "AAAA"):
             return None
         if way == "garbage":
             return data[:2] + b"\xff" * 60

@@ -257,6 +257,15 @@ def test_the_next_server_is_asked(pod, monkeypatch):
             assert pod.outcome() == ""
 
 
+def test_a_server_that_drops_questions_about_ipv6_does_not_cost_its_timeout(pod, monkeypatch):
+    pod.use("nameserver 127.0.0.1\nsearch test\noptions timeout:30 attempts:1\n")  # all of it may take 20
+    with NameServer({("db.test", "A"): ("127.0.0.1",)}, {"db.test": "half"}) as server, listening() as (_, port):
+        monkeypatch.setattr(resolving, "PORT", server.port)
+        with pod.dial("db", port):
+            assert pod.outcome() == ""
+    assert set(server.asked) == {("db.test", "A"), ("db.test", "AAAA")}
+
+
 def test_each_address_of_a_name_is_tried_and_judged(pod):
     with listening() as (_, port):
         pod.use(hosts="127.0.0.3 db\n203.0.113.7 db\n127.0.0.1 db\n127.0.0.3 dead\n", denied=("203.0.113.0/24",))
