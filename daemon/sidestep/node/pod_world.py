@@ -180,7 +180,8 @@ class NodePodWorld(NoWorld):
         try:
             return await asyncio.shield(reading)
         except SidestepError:
-            self._names.pop(root, None)
+            if root in self._names and self._names[root][1] is reading:  # and not a newer one
+                del self._names[root]
             raise
 
     async def files(

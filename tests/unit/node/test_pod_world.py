@@ -55,10 +55,11 @@ class Scene:
     def __init__(self):
         self.denied = ()
         self.target = Target()
+        self.reader = Reader()
         self.told = []
         self.world = NodePodWorld(
             inventory=lambda: Inventory(pods={POD: pod()}, node_addresses=ADDRESSES),
-            reader=Reader(),
+            reader=self.reader,
             name="n1",
             target=lambda _pod: self.target,
             denied=lambda: self.denied,
@@ -155,3 +156,27 @@ async def test_addresses_in_the_nodes_status_are_its_own():
     with Scene() as scene:
         (await scene.connect()).abort()
         assert scene.target.networks[0].node == ("198.51.100.9",)
+
+
+@asynchronous
+async def test_a_reading_that_fails_late_takes_no_newer_one_with_it(monkeypatch):
+    with Scene() as scene:
+        answers = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        asked = []
+
+        async def names(root, birth):
+            asked.append(root)
+            return await answers[len(asked) - 1]
+
+        monkeypatch.setattr(scene.reader, "names", names)
+        monkeypatch.setattr(pod_world, "KEPT", -1.0)
+        late = asyncio.ensure_future(scene.connect())
+        await asyncio.sleep(0)
+        answers[1].set_result(Names("", ""))
+        (await scene.connect()).abort()
+        answers[0].set_exception(RefusedError("it took too long"))
+        with pytest.raises(RefusedError, match="too long"):
+            await late
+        monkeypatch.setattr(pod_world, "KEPT", 60.0)
+        (await scene.connect()).abort()
+        assert len(asked) == 2
