@@ -35,8 +35,8 @@ MAX_STRAY: Final = 16
 """Datagrams of a server that answer nothing asked, after which it counts as silent."""
 GRACE: Final = 0.25
 """Seconds for the answer about the other kind of address, once there are addresses of one: some servers answer about A
-and drop questions about AAAA. RFC 8305 section 3 waits 50 ms, for the faster connection; here the first connection has to
-know every address, and the server's time is mostly a way to another one."""
+and drop questions about AAAA. Long beside the 50 ms of RFC 8305 section 3: a kind that comes too late is not connected
+to at all."""
 _MAX_DATAGRAM: Final = 4096
 _LOOPBACK: Final[tuple[Address, ...]] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
