@@ -1,10 +1,11 @@
 """Variables of a process: read from /proc/PID/environ, chosen by globs, written in the syntaxes that other tools read.
 
     dotenv     NAME=value for python-dotenv, Node.js, Docker Compose and their kin, which differ: Node.js knows no
-               escape but \\n in double quotes, python-dotenv undoes \\\\ and \\' in single quotes, all of them undo some
-               in double quotes. So a value is bare, in single or in double quotes, whichever leaves nothing to be
-               undone. What has no such way (a quote beside a dollar sign or a double quote; a backslash at the end of
-               a value that cannot be bare) is in single quotes with \\' and \\\\, which python-dotenv alone reads exactly
+               escape but \\n in double quotes, python-dotenv undoes \\\\ and \\' in single quotes, all of them undo
+               some in double quotes. So a value is bare, in single or in double quotes, whichever leaves nothing to
+               be undone. What has no such way (a quote beside a dollar sign or a double quote; a backslash at the end
+               of a value that cannot be bare) is in single quotes with \\' and \\\\, which only python-dotenv reads
+               exactly
     json       one object
     shell      export NAME='value', for POSIX shells
     docker     NAME=value without quotes, for `docker run --env-file`; it has no line breaks

@@ -9,6 +9,7 @@ import pytest
 from sidestep.aio.time_limit import time_limit
 from sidestep.kube.api import Api
 from sidestep.kube.portforward import PortForward
+from sidestep.laptop.pod_access import PodAccess
 from sidestep.model.errors import RefusedError
 from sidestep.model.pod import PodKey
 from sidestep.node.cluster import tunnel_server
@@ -376,9 +377,9 @@ def test_a_refusal_of_all_nodes_ends_the_session():
 # --- who may open a tunnel ----------------------------------------------------------------------------------------
 
 
-async def knock(api, node, *, certificate=None, uid, key, cut=None):
-    """Try to open a session as somebody; returns the error that the tunnel ended with."""
-    entry = status(api)["nodes"]["n1"]
+async def knock(api, node, *, certificate=None, uid, key, name="orders-1", plural="intercepts", within=5.0):
+    """Try to open a session as somebody; returns the error that the tunnel ended with, None if it did not."""
+    entry = status(api, name, plural)["nodes"]["n1"]
     real = base64.b64decode(entry["certificate"])
     client = Api(api.access())
     forward = await PortForward.open(client, namespace="sidestep", pod="x", port=entry["daemon"]["port"])
@@ -397,7 +398,7 @@ async def knock(api, node, *, certificate=None, uid, key, cut=None):
         await asyncio.get_running_loop().create_connection(
             lambda: end.connection, sock=forward.socket, ssl=pinned_context(real), server_hostname=""
         )
-        async with time_limit(5):
+        async with time_limit(within):
             return await end.run()
     except TimeoutError:
         return None
@@ -426,6 +427,40 @@ def test_neither_another_key_nor_another_certificate_nor_another_uid_opens_anyth
             assert node.sessions._sessions[uid] is mine
             assert laptop.ear.active == 1
             await laptop.end()
+
+    run(test)
+
+
+KINDS = {
+    "intercepts": {},
+    "wiretaps": {"kind": "wiretap"},
+    "podaccesses": {"kind": "wiretap", "port": "", "headers": (), "allow": ("network", "environment", "files")},
+}
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"), [("podaccesses", "intercepts"), ("podaccesses", "wiretaps"), ("intercepts", "podaccesses")]
+)
+def test_the_key_of_a_session_of_any_kind_opens_no_session_of_another(mine, theirs):
+    async def test(api):
+        async with daemon(api) as node:
+            handler = PodAccess() if mine == "podaccesses" else None
+            laptop = Laptop(api, handler=handler, name="mine", **KINDS[mine])
+            await until(lambda: laptop.ear.active == 1, what="active")
+            handler = PodAccess() if theirs == "podaccesses" else None
+            thief = Laptop(api, user="eve", handler=handler, name="theirs", **KINDS[theirs])
+            await until(lambda: thief.ear.active == 1, what="the other one")
+            uid = resource(api, "mine", mine)["metadata"]["uid"]
+            served = node.sessions._sessions[uid]
+            place = {"name": "mine", "plural": mine}
+            assert await knock(api, node, uid=uid, key=thief.session._key, **place) is not None
+            assert node.sessions._sessions[uid] is served
+            assert laptop.ear.active == 1
+            # The key was the reason: with the right one the same attempt takes the session's place.
+            await knock(api, node, uid=uid, key=laptop.session._key, within=1.0, **place)
+            await until(lambda: node.sessions._sessions.get(uid) is not served, what="the one with the key")
+            await laptop.end()
+            await thief.end()
 
     run(test)
 
