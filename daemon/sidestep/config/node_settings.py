@@ -22,6 +22,7 @@ from sidestep.config import annotation_names as names
 from sidestep.config import proxy_workers
 from sidestep.config.annotation_problem import AnnotationProblem
 from sidestep.config.durations import parse_duration
+from sidestep.config.proxy_workers import Workers
 from sidestep.model.errors import ConfigurationError
 
 OWN_NAMESPACE = "sidestep"
@@ -55,8 +56,8 @@ class EveOutput(enum.StrEnum):
 class NodeSettings(msgspec.Struct, frozen=True):
     """Settings of one node. `namespaces` are globs; `max_pods` is None for no limit; `drain_timeout` is in seconds;
     `inspection` says whether inspection policies apply; `outbound_deny` are networks (CIDR) to which no session
-    may have a pod connect; `proxy_workers` is the number of processes of a pod proxy unless its pod says a smaller one,
-    None for as many as the pod says."""
+    may have a pod connect; `proxy_workers` are the processes of a pod proxy unless its pod says fewer, None for as many
+    as the pod says."""
 
     enabled: bool = True
     namespaces: tuple[str, ...] = ("*",)
@@ -66,7 +67,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     eve: EveOutput = EveOutput.FILE
     own_namespace: str = OWN_NAMESPACE
     outbound_deny: tuple[str, ...] = ()
-    proxy_workers: int | None = None
+    proxy_workers: Workers | None = None
 
     def allows(self, namespace: str) -> bool:
         """Whether pods of this namespace may be steered on this node."""

@@ -64,6 +64,12 @@ class ProbeFields(ObjectFields, frozen=True):
     grpc: ProbeTargetFields | None = None
 
 
+class ResourcesFields(ObjectFields, frozen=True):
+    """core/v1 ResourceRequirements."""
+
+    limits: dict[str, Any] | None = None
+
+
 class ContainerFields(ObjectFields, frozen=True):
     """core/v1 Container."""
 
@@ -73,6 +79,7 @@ class ContainerFields(ObjectFields, frozen=True):
     readiness_probe: ProbeFields | None = None
     startup_probe: ProbeFields | None = None
     restart_policy: str | None = None
+    resources: ResourcesFields | None = None
 
 
 class PodSpecFields(ObjectFields, frozen=True):
@@ -81,6 +88,7 @@ class PodSpecFields(ObjectFields, frozen=True):
     containers: list[ContainerFields]
     init_containers: list[ContainerFields] | None = None
     host_network: bool | None = None
+    resources: ResourcesFields | None = None
 
 
 class PodIpFields(ObjectFields, frozen=True):

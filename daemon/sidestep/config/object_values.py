@@ -21,6 +21,8 @@ NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z
 LABEL_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """An RFC 1123 label, as names of namespaces are."""
 
+_QUANTITY = re.compile(r"([0-9]{1,16}(?:\.[0-9]{0,16})?)(m?)")
+
 _T = TypeVar("_T")
 
 
@@ -67,3 +69,16 @@ def selector(read: fields.SelectorFields | None, path: str) -> LabelSelector:
         LabelRequirement(each.key, each.operator, frozenset(each.values or ())) for each in read.match_expressions or ()
     )
     return LabelSelector(texts(read.match_labels, f"{path}.matchLabels"), expressions)
+
+
+def quantity(value: object) -> float | None:
+    """Return a quantity of Kubernetes as a number, as far as quantities of processors go; None for anything else.
+
+    That is a number of up to 16 digits, of thousandths with `m` (Kubernetes API, "Quantity": other suffixes say nothing
+    of processors).
+    """
+    text = str(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
+    found = _QUANTITY.fullmatch(text)
+    if found is None:
+        return None
+    return float(found[1]) / (1000 if found[2] else 1)

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from sidestep.config import object_fields as fields
 from sidestep.config.field_error import FieldError
 from sidestep.config.inspection import cluster_inspection_policy, inspection_policy
-from sidestep.config.object_values import LABEL_NAME, NAME, check_name, names, selector, texts, typed
+from sidestep.config.object_values import LABEL_NAME, NAME, check_name, names, quantity, selector, texts, typed
 from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.inventory import ConfigMap, Secret
 from sidestep.model.pod import ContainerPort, Pod, PodKey, Service, ServicePort, Transport
@@ -113,6 +113,7 @@ def _pod(value: Mapping[str, object]) -> PodObject:
         annotations=annotations,
         probe_ports=frozenset(port for each in containers for _, port, _ in _probes(each)),
         probes=_probe_requests(containers),
+        processors=_processors(read.spec, containers),
         host_network=bool(read.spec.host_network),
         ended=ended,
     )
@@ -158,6 +159,20 @@ def _probe_requests(containers: list[fields.ContainerFields]) -> dict[int, froze
             elif kind == "grpc":
                 found.setdefault(port, set()).add(("POST", "/grpc.health.v1.Health/Check"))
     return {port: frozenset(requests) for port, requests in found.items()}
+
+
+def _processors(spec: fields.PodSpecFields, containers: list[fields.ContainerFields]) -> float | None:
+    """How many processors the containers may use together; None without a limit, or one that cannot be read.
+
+    A limit of the pod counts before those of containers (Kubernetes, "Manage resources for pods and containers").
+    """
+    places = [spec] if _processor_limit(spec.resources) is not None else containers
+    limits = [_processor_limit(each.resources) for each in places]
+    return None if not limits or None in limits else sum(each for each in limits if each is not None)
+
+
+def _processor_limit(resources: fields.ResourcesFields | None) -> float | None:
+    return quantity((resources.limits or {}).get("cpu")) if resources is not None else None
 
 
 def _addresses(status: fields.PodStatusFields | None) -> tuple[IPv4Address | IPv6Address, ...]:

@@ -1,7 +1,8 @@
 """How many processes the proxy of a pod is to have: annotation `sidestep.dev/proxy-workers` (docs/performance.md).
 
-The nearest one counts: of the pod, of what owns it, of its namespace, of its node. That of the node is also the most
-that pods get there. An invalid one is a problem, and counts as absent.
+A number, or `auto`: as many as its load needs (`node.proxies.load`). The nearest one counts: of the pod, of what owns
+it, of its namespace, of its node. That of the node is also the most that pods get there. An invalid one is a problem,
+and counts as absent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sidestep.config.annotation_names import PROXY_WORKERS
 from sidestep.config.annotation_problem import AnnotationProblem, origins
@@ -19,19 +22,32 @@ if TYPE_CHECKING:
 
 MOST = 16
 """Processes of one pod proxy."""
+AUTO = "auto"
 
 _NUMBER = re.compile(r"[1-9][0-9]?")
 
 
-def parse(value: str) -> int:
+class Workers(msgspec.Struct, frozen=True):
+    """So many processes; if `automatic` as many as the load needs, from one to that number."""
+
+    most: int
+    automatic: bool = False
+
+
+ONE = Workers(1)
+
+
+def parse(value: str) -> Workers:
     """Return the number. Raises ConfigurationError."""
+    if value == AUTO:
+        return Workers(MOST, automatic=True)
     if not _NUMBER.fullmatch(value) or int(value) > MOST:
-        raise ConfigurationError(f"must be a number from 1 to {MOST}")
-    return int(value)
+        raise ConfigurationError(f"must be {AUTO}, or a number from 1 to {MOST}")
+    return Workers(int(value))
 
 
-def resolve(pod: Pod, namespace_annotations: Mapping[str, str]) -> tuple[int | None, tuple[AnnotationProblem, ...]]:
-    """Return the number that is set nearest to the pod, None if none but the node may say one, and problems."""
+def resolve(pod: Pod, namespace_annotations: Mapping[str, str]) -> tuple[Workers | None, tuple[AnnotationProblem, ...]]:
+    """Return what is set nearest to the pod, None if none but the node may say it, and problems."""
     problems: list[AnnotationProblem] = []
     for origin, written in (*origins(pod), (f"namespace {pod.key.namespace}", namespace_annotations)):
         value = written.get(PROXY_WORKERS)

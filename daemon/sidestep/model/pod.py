@@ -79,7 +79,8 @@ class Location(msgspec.Struct, frozen=True):
 class Pod(msgspec.Struct, frozen=True):
     """A pod. `containers` are names in spec order; `ended` is true once its phase is Succeeded or Failed,
     `leaving` once it has been told to end. `probes` are the HTTP requests, (method, target), with which the kubelet
-    probes a port; `probe_ports` are all that it probes."""
+    probes a port; `probe_ports` are all that it probes. `processors` are so many as its containers may use together,
+    None without a limit."""
 
     key: PodKey
     uid: str
@@ -92,6 +93,7 @@ class Pod(msgspec.Struct, frozen=True):
     location: Location = msgspec.field(default_factory=Location)
     probe_ports: frozenset[int] = frozenset()
     probes: Mapping[int, frozenset[tuple[str, str]]] = msgspec.field(default_factory=dict)
+    processors: float | None = None
     host_network: bool = False
     ended: bool = False
     leaving: bool = False

@@ -14,6 +14,7 @@ import msgspec
 
 from sidestep.config import proxy_workers
 from sidestep.config.annotations import CertificateSource, PortTls, resolve
+from sidestep.config.proxy_workers import Workers
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.pod import ContainerPort, PodKey, Transport
 from sidestep.policy.pod_ports import PodPorts, ResolvedPort, ports_of
@@ -91,7 +92,7 @@ class PodSurvey:
     pod: Pod
     ports: tuple[PortSurvey, ...]
     conditions: tuple[Condition, ...] = ()
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes that its proxy is to have; None: as many as the node says."""
     _by_port: Mapping[tuple[int, Transport], PortSurvey] = field(init=False, repr=False, compare=False)
 

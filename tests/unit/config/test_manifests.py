@@ -130,6 +130,26 @@ def test_an_ended_pod_needs_no_place(phase):
     assert found.ended
 
 
+@pytest.mark.parametrize(
+    ("resources", "processors"),
+    [
+        ("", None),
+        ("  resources: {limits: {cpu: 2}}\n", 2.0),
+        ("  resources: {limits: {cpu: 500m}}\n", 0.5),
+        ("  resources: {limits: {cpu: 1.5, memory: 1Gi}}\n", 1.5),
+        ("  resources: {limits: {cpu: lots}}\n", None),
+        ("  resources: {limits: {cpu: true}}\n", None),
+        ("  resources: {limits: {memory: 1Gi}}\n", None),
+        ("  resources:\n", None),
+        ("    resources: {limits: {cpu: 250m}}\n  - name: side\n    resources: {limits: {cpu: '1'}}\n", 1.25),
+        ("    resources: {limits: {cpu: 250m}}\n  - name: side\n", None),
+    ],
+)
+def test_the_processors_that_its_containers_may_use(resources, processors):
+    (found,) = good(pod(spec=resources)).pods.values()
+    assert found.processors == processors
+
+
 def test_defaults():
     (found,) = good(
         'apiVersion: v1\nkind: Pod\nmetadata: {name: a, annotations: {sidestep.dev/pid: "9"}}\n'

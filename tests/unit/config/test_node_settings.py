@@ -3,6 +3,7 @@ import time
 import pytest
 
 from sidestep.config.node_settings import EveOutput, NodeSettings, resolve
+from sidestep.config.proxy_workers import Workers
 
 KEY = "sidestep.dev/"
 
@@ -17,7 +18,8 @@ KEY = "sidestep.dev/"
         ("max-pods", "0", "max_pods", 0),
         ("max-pods", "25", "max_pods", 25),
         ("drain-timeout", "1m30s", "drain_timeout", 90.0),
-        ("proxy-workers", "16", "proxy_workers", 16),
+        ("proxy-workers", "16", "proxy_workers", Workers(16)),
+        ("proxy-workers", "auto", "proxy_workers", Workers(16, automatic=True)),
         ("eve", "stdout", "eve", EveOutput.STDOUT),
         ("eve", "off", "eve", EveOutput.OFF),
         ("inspection", "false", "inspection", False),
@@ -56,7 +58,6 @@ def test_good_values(annotation, value, field, expected):
         ("max-pods", ""),
         ("proxy-workers", "0"),
         ("proxy-workers", "17"),
-        ("proxy-workers", "auto"),
         ("proxy-workers", "1" * 5000),
         ("max-pods", "-1"),
         ("max-pods", "1_0"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sidestep.config.proxy_workers import ONE, Workers
 from sidestep.model.pod import Transport
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class PodPlan(msgspec.Struct, frozen=True):
     """A target pod and its ports, sorted.
 
     Of the connections that it makes `egress` are the policies, and `outbound` says which sessions listen to them.
-    `access` are the sessions that may have it make connections. `workers` is the number of processes of its proxy;
+    `access` are the sessions that may have it make connections. `workers` are the processes of its proxy;
     `why_fewer_workers` says why there are fewer than its annotations ask for.
     """
 
@@ -73,7 +74,7 @@ class PodPlan(msgspec.Struct, frozen=True):
     egress: tuple[EgressSnapshot, ...] = ()
     outbound: PortSnapshot | None = None
     access: tuple[AccessSnapshot, ...] = ()
-    workers: int = 1
+    workers: Workers = ONE
     why_fewer_workers: str = ""
 
     @property

@@ -210,7 +210,7 @@ def plan(
         outbound = listened(draft.listening.get(key, ()))
         access = tuple(AccessSnapshot(each.uid, each.allow_loopback) for each in draft.connecting.get(key, ()))
         if ports or egress or access or outbound is not None:
-            workers, fewer = workers_of(found.workers, settings.proxy_workers, ports, egress, outbound)
+            workers, fewer = workers_of(found.pod, found.workers, settings.proxy_workers, ports, egress, outbound)
             pods[key] = PodPlan(found.pod, ports, egress, outbound, access, workers, fewer)
     for key, found in surveyed.items():
         if found.conditions:

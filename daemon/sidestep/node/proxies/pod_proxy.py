@@ -5,9 +5,9 @@ hangs or stops answering, `ProxyWorker` starts the next one within milliseconds 
 the listeners belong to the daemon, so clients wait in their accept queues meanwhile. No key is kept here: a
 `CredentialSource` is read each time.
 
-A proxy has one worker, unless `apply` asks for more. They have the same listeners and accept from the same queues: when
-one ends, its connections end with it, and the others go on. A worker that is not needed any more leaves: its
-connections stay until they end by themselves, at most a day.
+A proxy has one worker, unless `apply` asks for more, or lets the load decide (`load`). They have the same listeners and
+accept from the same queues: when one ends, its connections end with it, and the others go on. A worker that is not
+needed any more leaves: its connections stay until they end by themselves, at most a day.
 
 The state is that of the worker that is best off, of those that do not leave. A crash loop of all makes it FAILED, and
 the target unsteers its ports. Starts are then tried rarely; the first that succeeds makes the state RUNNING again.
@@ -41,12 +41,15 @@ from sidestep.aio.patience import patience
 from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
 from sidestep.config.proxy_workers import MOST as MAX_WORKERS
+from sidestep.config.proxy_workers import ONE, Workers
 from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.proxies.backoff import Backoff
 from sidestep.node.proxies.desired import Acknowledged, CredentialSource, Desired, DestinationTable
 from sidestep.node.proxies.dials import Dialled
 from sidestep.node.proxies.dispatcher import ProxyDispatcher
+from sidestep.node.proxies.load import Load
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
+from sidestep.node.proxies.processor_time import ProcessorUse
 from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState
 from sidestep.node.proxies.proxy_process import Placement, ProxyLimits, ProxyProcess
 from sidestep.node.proxies.proxy_worker import ProxyWorker
@@ -55,6 +58,9 @@ from sidestep.proxy.control import messages
 from sidestep.proxy.control.messages import OUTBOUND, OUTBOUND_TRANSPORT, Configure, Dial, UseNetwork
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
+
+LOOK = 1.0
+"""Seconds between two looks at the load, where it decides."""
 
 
 class SupervisorSettings(msgspec.Struct, frozen=True):
@@ -96,6 +102,11 @@ class PodProxy:
         """Worker 0 first; it never leaves."""
         self._wanted = 1
         """Workers that are to serve."""
+        self._load: Load | None = None
+        """What decides that, if the load is to."""
+        self._use = ProcessorUse()
+        self._unwatched = 0.0
+        """Seconds since the load was last looked at."""
         self._turn = asyncio.Event()
         """Set when a worker's state changes; another one takes its place then."""
         self._restarts = 0
@@ -154,11 +165,11 @@ class PodProxy:
         records: bool = False,
         egress: tuple[EgressSnapshot, ...] = (),
         outbound: PortSnapshot | None = None,
-        workers: int = 1,
+        workers: Workers = ONE,
     ) -> Mapping[str, str]:
         """Make this the configuration; returns why credentials could not be used, by name (empty: all are).
 
-        `workers` processes serve, at most `SupervisorSettings.workers`.
+        `workers` serve, at most `SupervisorSettings.workers`.
 
         Ports whose credentials failed are served without interception. Raises SidestepError when no process can be
         told (the state is FAILED or STOPPED, the deadline passed); the desired state stays, and is told when one can.
@@ -176,7 +187,7 @@ class PodProxy:
         self._dispatcher.allow(ports, egress, outbound)
         self._desired.credentials = dict(credentials)
         self._desired.configuration = configuration
-        self._wanted = min(workers, self._settings.workers)
+        self._want(workers)
         self._employ()
         return await self._tell_current()
 
@@ -274,6 +285,11 @@ class PodProxy:
         """Look for the heartbeats; called by the supervisor."""
         for worker in self._workers:
             worker.watch(elapsed)
+        if self._load is not None and not self._dispatcher.closed:
+            self._unwatched += elapsed
+            if self._unwatched >= LOOK:
+                self._look_at_load(self._load, self._unwatched)
+                self._unwatched = 0.0
 
     # --- workers ---
 
@@ -293,6 +309,27 @@ class PodProxy:
     def _ready_worker(self) -> ProxyWorker:
         """One that is RUNNING, if there is one."""
         return next((each for each in self._serving if each.state is ProxyState.RUNNING), self._workers[0])
+
+    def _want(self, workers: Workers) -> None:
+        """Have so many serve; if the load decides, as many as it did before, within the number."""
+        most = min(workers.most, self._settings.workers)
+        if not workers.automatic:
+            self._load = None
+            self._wanted = most
+            return
+        self._load = self._load or Load(most)
+        self._load.limit(most)
+        self._wanted = self._load.wanted
+
+    def _look_at_load(self, load: Load, elapsed: float) -> None:
+        """Have more or fewer serve, if the load says so. One process that has told nothing has none."""
+        is_idle = not self._dispatcher.take_beats() and len(self._workers) == 1
+        running = [each for each in self._serving if each.state is ProxyState.RUNNING]
+        pids = tuple(each.pid for each in running if each.pid is not None)
+        if load.observe([0.0] if is_idle else self._use.since_last(pids), elapsed):
+            self._wanted = load.wanted
+            self._employ()
+            self._tasks.start(self._tell_soon(), name="follow the load")
 
     def _employ(self) -> None:
         """Have as many workers serve as are wanted, and tell each how many there are. Those that leave still count."""

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from sidestep.config import annotation_names as names
 from sidestep.config.node_settings import NodeSettings
+from sidestep.config.proxy_workers import Workers
 from sidestep.model.condition import ConditionType
 from sidestep.model.filter import Filter
 from sidestep.model.intercept import Kind, Live, Snap
@@ -57,14 +58,14 @@ def test_a_filtered_intercept_steers_its_port_with_the_ports_certificate():
 
 
 def test_the_proxy_has_as_many_processes_as_the_pod_says_or_else_the_node():
-    settings = NodeSettings(proxy_workers=3)
-    assert planned(intercepts=[intercept()]).pods[POD].workers == 1
-    assert planned(intercepts=[intercept()], settings=settings).pods[POD].workers == 3
+    settings = NodeSettings(proxy_workers=Workers(3))
+    assert planned(intercepts=[intercept()]).pods[POD].workers == Workers(1)
+    assert planned(intercepts=[intercept()], settings=settings).pods[POD].workers == Workers(3)
     stock = inventory(replace(pod(), annotations={**CERTIFIED, names.PROXY_WORKERS: "2"}))
-    assert planned(stock, [intercept()], settings=settings).pods[POD].workers == 2
+    assert planned(stock, [intercept()], settings=settings).pods[POD].workers == Workers(2)
     stock = inventory(replace(pod(), annotations={**CERTIFIED, names.PROXY_WORKERS: "two"}))
     result = planned(stock, [intercept()], settings=settings)
-    assert result.pods[POD].workers == 3
+    assert result.pods[POD].workers == Workers(3)
     assert (ConditionType.ANNOTATION_INVALID, f"pod {POD}") in reasons(result)
 
 

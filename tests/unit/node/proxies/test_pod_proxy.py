@@ -12,10 +12,12 @@ import pytest
 from msgspec.structs import replace
 
 from sidestep.aio.packets import ChannelClosed
+from sidestep.config.proxy_workers import Workers
 from sidestep.model.errors import KernelError
 from sidestep.node.proxies.backoff import Backoff
 from sidestep.node.proxies.desired import Acknowledged, CredentialSource
-from sidestep.node.proxies.pod_proxy import PodProxy, SupervisorSettings
+from sidestep.node.proxies.load import GROW, SHRINK
+from sidestep.node.proxies.pod_proxy import LOOK, PodProxy, SupervisorSettings
 from sidestep.node.proxies.proxy_handler import ProxyState
 from sidestep.proxy.control import messages
 from sidestep.snapshots.hindrance import Hindrance
@@ -50,6 +52,9 @@ class Process:
 
     def divide(self, processes):
         self.part = processes
+
+    def watch(self, elapsed):
+        pass
 
     async def ended(self):
         return await asyncio.shield(self._end)
@@ -114,8 +119,9 @@ class Scene:
         self.proxy = PodProxy(None, SimpleNamespace(name="orders"), self.owner, settings)
         self._generation = 0
 
-    async def apply(self, workers: int, credentials=None, ports=()):
+    async def apply(self, workers: int | Workers, credentials=None, ports=()):
         self._generation += 1
+        workers = Workers(workers) if isinstance(workers, int) else workers
         return await self.proxy.apply(credentials or {}, generation=self._generation, ports=ports, workers=workers)
 
     async def have(self, workers: int) -> None:
@@ -167,6 +173,65 @@ async def test_all_have_the_listeners_of_tcp_and_the_first_one_every_other(scene
     assert heard == {0: {(80, "tcp"), (53, "udp")}, 1: {(80, "tcp")}, 2: {(80, "tcp")}}
     assert [scene.of(n).all(messages.Configure)[-1].workers for n in range(3)] == [3, 3, 3]
     assert len(scene.proxy.pids) == 3
+
+
+AUTO = Workers(16, automatic=True)
+
+
+@asynchronous
+async def test_the_load_decides_if_it_is_to(scene):
+    used = {0: 0.0}
+    scene.proxy._use = SimpleNamespace(since_last=lambda pids: [used.get(pid - 1000, 0.0) for pid in pids])
+
+    async def look(seconds):
+        for _ in range(int(seconds / LOOK)):
+            scene.proxy._dispatcher._beats += 1
+            scene.proxy.watch(LOOK)
+            await asyncio.sleep(0)
+
+    await scene.apply(AUTO)
+    await look(2 * SHRINK)
+    assert len(scene.begun) == 1
+    used[0] = 0.9
+    await look(GROW)
+    await scene.until(lambda: scene.running == 2)
+    await scene.until(lambda: scene.of(0).all(messages.Configure)[-1].workers == 2)
+    await scene.apply(AUTO)  # another configuration is no other number
+    assert scene.running == 2
+    used[0] = 0.1
+    await look(SHRINK)
+    await scene.until(lambda: scene.of(1).all(messages.Drain))
+    assert scene.running == 1
+    assert not scene.of(0).all(messages.Drain)
+
+
+@asynchronous
+async def test_a_number_takes_the_place_of_the_load_and_a_limit_holds(scene):
+    scene.proxy._use = SimpleNamespace(since_last=lambda pids: [1.0 for _ in pids])
+
+    async def look(seconds):
+        for _ in range(seconds):
+            scene.proxy._dispatcher._beats += 1
+            scene.proxy.watch(LOOK)
+            await asyncio.sleep(0.005)
+
+    await scene.apply(Workers(2, automatic=True))
+    await look(20)
+    await scene.until(lambda: scene.running == 2)
+    await look(20)
+    assert len(scene.begun) == 2
+    await scene.apply(1)
+    await scene.until(lambda: scene.running == 1)
+    await look(20)
+    assert len(scene.begun) == 2
+
+
+@asynchronous
+async def test_a_process_that_tells_nothing_is_not_looked_at(scene):
+    scene.proxy._use = SimpleNamespace(since_last=lambda pids: pytest.fail("looked"))
+    await scene.apply(AUTO)
+    for _ in range(10):
+        scene.proxy.watch(LOOK)
 
 
 @asynchronous
