@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, quote
 import msgspec
 
 from sidestep.cli.request_text import answer_fields
+from sidestep.laptop.recorded_body import Body
 from sidestep.protocols import har
 from sidestep.tunnel.messages import Answer, Request
 
@@ -22,14 +23,6 @@ _NOWHERE: Final = "unknown.invalid"
 """Stands for an authority that is missing or that a URL cannot have (RFC 6761, section 6.4)."""
 _MOST_SECONDS: Final = 253402300799.0
 """The end of the year 9999."""
-
-
-class Body(msgspec.Struct, frozen=True):
-    """What was recorded behind a request's head. `is_cut`: there was more."""
-
-    data: bytes
-    trailers: tuple[tuple[str, str], ...] = ()
-    is_cut: bool = False
 
 
 def entry_of(request: Request, body: Body | None = None) -> har.Entry:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from sidestep import __version__
-from sidestep.cli.har_entries import Body, entry_of
+from sidestep.cli.har_entries import entry_of
 from sidestep.laptop.capture_target import CaptureTarget
+from sidestep.laptop.recorded_body import Body
 from sidestep.model.errors import ConfigurationError
 from sidestep.protocols import har
 from sidestep.tunnel.messages import Request

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 import msgspec
 
-from sidestep.cli.har_entries import Body
 from sidestep.cli.page_actions import har_of, replay_flows
 from sidestep.cli.saved_requests import SavedRequests
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.laptop.page.flow_ring import FlowRing
 from sidestep.laptop.page.observer import FlowObserver, InterceptShown, PageBoard
+from sidestep.laptop.recorded_body import Body
 from sidestep.laptop.session import SessionObserver
 from sidestep.model.errors import SidestepError
 from sidestep.model.intercept import Kind
@@ -183,7 +183,7 @@ class _Copies:
     def keep(self, request: Request, body: Body | None) -> None:
         """As Archive.keep."""
         if body is not None:
-            self._flows.recorded(request, body.data)
+            self._flows.recorded(request, body)
 
     def close(self) -> str:
         """As Archive.close."""

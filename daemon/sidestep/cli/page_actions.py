@@ -1,7 +1,7 @@
 """What the live page does with flows that are chosen on it: a HAR file of them, and their requests again.
 
-Both are what `sidestep flows --save` and `sidestep replay --compare` do. Bodies of requests have not left the pod, so a
-request that has one is not sent again, which is told.
+Both are what `--save` and `sidestep replay --compare` do. The page of a wiretap has the bodies of requests
+(`flow_ring`). A request whose body was not recorded, or not whole, is not sent again, which is told.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Replayed(msgspec.Struct):
 
 def har_of(flows: Sequence[ShownFlow]) -> bytes:
     """A HAR file of these flows."""
-    entries = [har.encode(entry_of(flow.request), first=not index) for index, flow in enumerate(flows)]
+    entries = [har.encode(entry_of(flow.request, flow.body), first=not index) for index, flow in enumerate(flows)]
     return b"".join([har.head(__version__), *entries, har.TAIL])
 
 
@@ -48,7 +48,7 @@ async def replay_flows(flows: Sequence[ShownFlow], to: str) -> Replayed:
     Raises ConfigurationError for an address that cannot be one.
     """
     target = parse_target(to, ca=None, insecure=False)
-    requests = [recorded(number, entry_of(flow.request), {}) for number, flow in enumerate(flows, start=1)]
+    requests = [recorded(number, entry_of(flow.request, flow.body), {}) for number, flow in enumerate(flows, start=1)]
     lines: list[str] = []
     answered = different = failures = 0
     async with aclosing(send_all(requests, target, seconds=TIMEOUT)) as replayed:

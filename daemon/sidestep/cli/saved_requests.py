@@ -19,8 +19,8 @@ import click
 from msgspec.structs import replace
 
 from sidestep.cli.command import FilePath
-from sidestep.cli.har_entries import Body
 from sidestep.cli.request_text import is_wanted
+from sidestep.laptop.recorded_body import Body
 from sidestep.model.secret_fields import REDACTED, SECRET
 from sidestep.tunnel.messages import Answered, Event, Request
 

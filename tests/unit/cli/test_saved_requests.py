@@ -9,10 +9,11 @@ from msgspec.structs import replace
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.cli import har_file, saved_requests
-from sidestep.cli.har_entries import Body, entry_of
+from sidestep.cli.har_entries import entry_of
 from sidestep.cli.har_file import HarFile
 from sidestep.cli.saved_requests import SavedRequests
 from sidestep.laptop.copied_requests import CopiedRequest
+from sidestep.laptop.recorded_body import Body
 from sidestep.model.errors import ConfigurationError
 from sidestep.protocols import har
 from sidestep.tunnel.messages import Answer, Answered, Request, TlsFacts

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from sidestep.laptop.recorded_body import Body
 from sidestep.tunnel.messages import Request, TlsFacts
 
 CAPACITY: Final = 10_000
@@ -26,7 +27,7 @@ CAPACITY: Final = 10_000
 BODY: Final = 64 * 1024
 """Bytes of a body that are kept."""
 BODIES: Final = 32 * 1024 * 1024
-"""Bytes of all bodies that are kept; the oldest go first."""
+"""Bytes of all bodies that are kept, with their trailers; the oldest go first."""
 BATCH: Final = 500
 """Flows that a reader gets at once."""
 
@@ -41,8 +42,8 @@ class ShownFlow:
     session: str
     """What shows it: `flows orders:8443`."""
     request: Request
-    body: bytes | None = None
-    """The beginning of the request's body, at most BODY bytes; None where it was not recorded, or is kept no longer."""
+    body: Body | None = None
+    """The request's body, at most BODY bytes of it; None where it was not recorded, or is kept no longer."""
 
 
 class ShownRow(msgspec.Struct, omit_defaults=True):
@@ -88,7 +89,7 @@ class ShownDetails(ShownRow, omit_defaults=True):
     answer: Fields = ()
     """Fields of the answer's head."""
     body: bytes | None = None
-    """As `ShownFlow.body`; in JSON it is base64."""
+    """The bytes of `ShownFlow.body`; in JSON they are base64."""
 
 
 _OF_REQUEST: Final = (
@@ -124,7 +125,7 @@ class FlowRing:
         self._bodies: dict[int, None] = {}
         """The flows that have one, in the order in which these came."""
         self._size = 0
-        """Bytes of the bodies of flows in `_bodies`."""
+        """Of the bodies of flows in `_bodies`, with their trailers."""
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -155,13 +156,13 @@ class FlowRing:
         self._versions[flow.id] = self._version
         self._by_version[self._version] = flow.id
 
-    def put_body(self, flow: ShownFlow, body: bytes) -> None:
+    def put_body(self, flow: ShownFlow, body: Body) -> None:
         """Keep the beginning of a flow's body, if the flow is kept and has none yet, and tell that it has changed."""
         if flow.id not in self._flows or flow.body is not None:
             return
-        flow.body = body[:BODY]
+        flow.body = body.beginning(BODY)
         self._bodies[flow.id] = None
-        self._size += len(flow.body)
+        self._size += flow.body.size
         while self._size > BODIES:
             self._drop_body(self._flows[next(iter(self._bodies))])
         self.put(flow)
@@ -205,8 +206,9 @@ class FlowRing:
 
     def _drop_body(self, flow: ShownFlow) -> None:
         self._bodies.pop(flow.id, None)
-        self._size -= len(flow.body or b"")
-        flow.body = None
+        if flow.body is not None:
+            self._size -= flow.body.size
+            flow.body = None
 
 
 def details(flow: ShownFlow) -> ShownDetails:
@@ -221,7 +223,7 @@ def details(flow: ShownFlow) -> ShownDetails:
         tls_facts=request.tls_facts,
         sent=-1 if answer is None else answer.sent,
         answer=() if answer is None else tuple(_fields(answer.head)),
-        body=flow.body,
+        body=None if flow.body is None else flow.body.data,
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sidestep.laptop.page.flow_ring import FlowRing, ShownFlow
+from sidestep.laptop.recorded_body import Body
 from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Ended, Hello, Lost, Request, State
 from sidestep.tunnel.opening import StreamOpening
 
@@ -173,8 +174,8 @@ class FlowObserver:
         self._ring.put(flow)
         self._on_flow()
 
-    def recorded(self, request: Request, body: bytes) -> None:
-        """The copy of a request that was told before: `request` has its fields."""
+    def recorded(self, request: Request, body: Body) -> None:
+        """The copy of a request that was told before: `request` has its fields, `body` what followed."""
         flow = self._recent.pop((request.pod, request.number), None)
         if flow is not None:
             flow.request = replace(flow.request, fields=request.fields)

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from sidestep.laptop.page import flow_ring
 from sidestep.laptop.page.flow_ring import BATCH, FlowRing, ShownFlow, details
+from sidestep.laptop.recorded_body import Body
 from sidestep.tunnel.messages import Answer, Request
 
 
@@ -139,25 +140,27 @@ def test_bodies_are_kept_within_bounds_and_the_oldest_go_first(monkeypatch):
     flows = [put(ring) for _ in range(4)]
     before = ring.version
     for flow in flows[:3]:
-        ring.put_body(flow, b"123456")
+        ring.put_body(flow, Body(b"123456"))
     assert [details(flow).body for flow in flows] == [None, b"1234", b"1234", None]
     assert [row.id for row in ring.changes(before).rows] == [1, 2, 3]
-    ring.put_body(flows[1], b"another")
-    assert flows[1].body == b"1234"
+    ring.put_body(flows[1], Body(b"another"))
+    assert flows[1].body == Body(b"1234", is_cut=True)
     put(ring)
     put(ring)  # the second one goes, with its body
-    ring.put_body(flows[3], b"1234")
-    assert [flow.body for flow in flows[2:]] == [b"1234", b"1234"]
-    ring.put_body(flows[0], b"gone")
+    ring.put_body(flows[3], Body(b"1234"))
+    assert [flow.body for flow in flows[2:]] == [Body(b"1234", is_cut=True), Body(b"1234")]
+    ring.put_body(flows[0], Body(b"gone"))
     assert flows[0].body is None
     ring.clear()
     flow = put(ring)
-    ring.put_body(flow, b"1234")
-    assert flow.body == b"1234"
+    ring.put_body(flow, Body(b"1234"))
+    assert flow.body == Body(b"1234")
+    ring.put_body(put(ring), Body(b"", (("x-sum", "12345"),)))  # trailers count, too
+    assert flow.body is None
 
 
 def test_of_bodies_that_went_with_their_flows_nothing_is_kept():
     ring = FlowRing(capacity=2)
     for _ in range(20):
-        ring.put_body(put(ring), b"")
+        ring.put_body(put(ring), Body(b""))
     assert len(ring._bodies) == 2

@@ -7,6 +7,7 @@ import json
 from sidestep.laptop.page import observer as page_observer
 from sidestep.laptop.page.flow_ring import FlowRing
 from sidestep.laptop.page.observer import FlowObserver, InterceptShown, PageBoard
+from sidestep.laptop.recorded_body import Body
 from sidestep.tunnel.messages import (
     Answer,
     Answered,
@@ -126,7 +127,7 @@ def test_a_copy_brings_fields_and_body_to_its_request_and_leaves_the_answer():
     it = Shown()
     it.observer.event(request(number=7))
     it.observer.event(Answered(pod="orders-1", port=8443, number=7, answer=ANSWER))
-    it.observer.recorded(request(number=7, fields=(("x-dev", "ada"),)), b"body")
-    it.observer.recorded(request(number=8), b"of nobody")
+    it.observer.recorded(request(number=7, fields=(("x-dev", "ada"),)), Body(b"body"))
+    it.observer.recorded(request(number=8), Body(b"of nobody"))
     (flow,) = it.flows()
-    assert (flow.request.fields, flow.body, flow.request.answer) == ((("x-dev", "ada"),), b"body", ANSWER)
+    assert (flow.request.fields, flow.body, flow.request.answer) == ((("x-dev", "ada"),), Body(b"body"), ANSWER)
