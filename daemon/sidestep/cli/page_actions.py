@@ -15,7 +15,7 @@ import msgspec
 from sidestep import __version__
 from sidestep.cli.har_entries import entry_of
 from sidestep.laptop.page.flow_ring import ShownFlow
-from sidestep.laptop.replay.recorded import Recorded, recorded
+from sidestep.laptop.replay.recorded import Recorded, hidden_fields, recorded
 from sidestep.laptop.replay.sending import send_all
 from sidestep.laptop.replay.target import parse_target
 from sidestep.model.text import harmless
@@ -70,6 +70,8 @@ async def replay_flows(flows: Sequence[ShownFlow], to: str) -> Replayed:
                     lines.append(f"{_name(each.recorded)}: {'; '.join(each.found)}")
     if len(lines) > MAX_LINES:
         lines[MAX_LINES:] = [f"{len(lines) - MAX_LINES} more"]
+    if hidden := hidden_fields(requests):
+        lines.insert(0, hidden)
     text = f"{different} of {answered} answers differ."
     if answered < len(requests):
         text += f" {len(requests) - answered} requests have no answer."

@@ -20,7 +20,7 @@ from sidestep.cli.request_text import StatusType, duration
 from sidestep.config.durations import parse_duration
 from sidestep.config.filters import check_exact_value, check_name
 from sidestep.laptop.replay.message import Incoming
-from sidestep.laptop.replay.recorded import Recorded, recorded
+from sidestep.laptop.replay.recorded import Recorded, hidden_fields, recorded
 from sidestep.laptop.replay.sending import send_all
 from sidestep.laptop.replay.target import Target, parse_target
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -193,9 +193,8 @@ def _json(each: Recorded, answer: Incoming | None, found: list[str], problem: st
 
 
 def _summary(chosen: Sequence[Recorded], totals: _Totals, *, compare: bool) -> Iterable[str]:
-    hidden = sorted({name.lower() for each in chosen if each.request is not None for name in each.hidden})
-    if hidden:
-        yield f"Sent without fields whose values were redacted: {', '.join(hidden)}."
+    if hidden := hidden_fields(chosen):
+        yield hidden
     text = f"{totals.sent} of {len(chosen)} requests sent"
     if totals.failed:
         text += f", {totals.failed} without an answer"

@@ -109,6 +109,7 @@ def test_a_replay_sends_the_copied_body_and_its_trailers(tmp_path):
     told, got = asyncio.run(run())
     assert told["text"] == "0 of 2 answers differ."
     assert [head.split(b"\r\n")[0] for head, _ in got] == [b"POST /x HTTP/1.1", b"POST /y HTTP/1.1"]
+    assert told["lines"] == ["Sent without fields whose values were redacted: authorization."]
     assert got[0][1] == b"abc"
     assert got[1][1].endswith(b"abc\r\n0\r\nx-sum: 1\r\n\r\n")
 

@@ -10,7 +10,7 @@ A HAR may be anybody's, so everything is checked here: nothing of it can split a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -66,6 +66,12 @@ def recorded(number: int, entry: har.Entry, replaced: Mapping[bytes, bytes]) -> 
     if isinstance(made, str):
         return Recorded(number, entry, None, made, hidden)
     return Recorded(number, entry, made, "", hidden)
+
+
+def hidden_fields(requests: Sequence[Recorded]) -> str:
+    """Return what to say of fields that were left out because their values were redacted; "" where there are none."""
+    names = sorted({name.lower() for each in requests if each.request is not None for name in each.hidden})
+    return f"Sent without fields whose values were redacted: {', '.join(names)}." if names else ""
 
 
 def _outgoing(entry: har.Entry, replaced: Mapping[bytes, bytes]) -> Outgoing | str:
