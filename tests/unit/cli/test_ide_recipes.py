@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
+from sidestep.cli.command import SESSION_NAME
 from sidestep.cli.main import sidestep
+from sidestep.cli.session_choice import Wanted, parse_session
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docs" / "ide.md").read_text()
@@ -37,7 +39,16 @@ def test_a_command_is_understood(words):
     command = sidestep.get_command(None, name)
     above = click.Context(sidestep, info_name="sidestep", **sidestep.context_settings)
     context = command.make_context(name, rest, parent=above)
-    assert context.params.get("workload") == "orders" or context.params.get("name") == "orders"
+    assert context.params.get("workload") == "orders" or context.params.get("name") == "intercept/orders-ada"
+
+
+def test_the_task_that_leaves_ends_the_intercept_of_the_other_one_and_nobody_elses():
+    begin, end = (task["args"] for task in TASKS["tasks"])
+    name = begin[begin.index("--name") + 1]
+    assert parse_session(end[1]) == Wanted(name, "intercept")
+    assert name.endswith("${env:USER}")
+    with pytest.raises(click.BadParameter):
+        SESSION_NAME.convert(name.replace("${env:USER}", ""), None, None)
 
 
 def test_vs_code_waits_for_what_is_printed():
