@@ -32,6 +32,7 @@ import msgspec
 
 from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
+from sidestep.laptop.loopback_listener import HOST, listen_on_loopback
 from sidestep.laptop.outbound import descriptors, http_proxy, socks5
 from sidestep.laptop.outbound.conversation import Conversation, EarlyChannel
 from sidestep.laptop.outbound.local_user import TELLS_USERS, is_ours
@@ -51,7 +52,6 @@ MAX_CONNECTING: Final = 256
 ASKING: Final = 10.0
 """Seconds."""
 BACKLOG: Final = 1024
-HOST: Final = "127.0.0.1"
 USER: Final = "sidestep"
 TOLD_AT_ONCE, TOLD_PAUSE = 20, 1.0
 """Refusals and ends that are told at once, and the seconds after which another one may be."""
@@ -126,12 +126,9 @@ class OutboundProxy:
         return Urls(self._listener.getsockname()[1], self._password)
 
     async def __aenter__(self) -> Self:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            listener.bind((HOST, self._port))
-            listener.listen(BACKLOG)
+            listener = listen_on_loopback(self._port, backlog=BACKLOG)
         except OSError as error:
-            listener.close()
             reason = f"cannot be listened on: {(error.strerror or str(error)).lower()}"
             raise ConfigurationError(reason, subject="port", value=str(self._port)) from error
         listener.setblocking(False)

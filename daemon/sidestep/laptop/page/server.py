@@ -26,6 +26,7 @@ from typing import Final, Protocol
 import msgspec
 from aiohttp import web
 
+from sidestep.laptop.loopback_listener import listen_on_loopback
 from sidestep.laptop.page.flow_ring import FlowRing, ShownFlow, details
 from sidestep.laptop.page.guard import Guard
 from sidestep.model.errors import ConfigurationError, SidestepError
@@ -35,6 +36,8 @@ STREAMS: Final = 8
 """Browsers that are told of changes at once."""
 BODY: Final = 256 * 1024
 """Bytes of a request's body."""
+BACKLOG: Final = 128
+"""Connections that wait to be accepted."""
 PAUSE: Final = 0.1
 """Seconds between two batches of changes: a page that shows ten a second is fluid."""
 ALIVE: Final = 15.0
@@ -105,7 +108,7 @@ class PageServer:
         self._closing = False
 
     async def start(self, listener: socket.socket) -> str:
-        """Serve on this bound socket (`bind`), which belongs to the server then; returns the address for a browser."""
+        """Serve on this listener (`bind`), which belongs to the server then; returns the address for a browser."""
         self._guard = Guard(listener.getsockname()[1])
         app = web.Application(middlewares=[self._guarded], client_max_size=BODY)
         app.add_routes(
@@ -235,14 +238,11 @@ class PageServer:
 
 
 def bind(port: int) -> socket.socket:
-    """A socket on 127.0.0.1; port 0: any. Raises ConfigurationError when the port cannot be had."""
-    listener = socket.socket()
+    """A listener on 127.0.0.1; port 0: any. Raises ConfigurationError when the port cannot be had."""
     try:
-        listener.bind(("127.0.0.1", port))
+        return listen_on_loopback(port, backlog=BACKLOG)
     except OSError as error:
-        listener.close()
         raise ConfigurationError(f"the page cannot be served on port {port}: {error.strerror}") from error
-    return listener
 
 
 def open_browser(address: str) -> None:

@@ -277,7 +277,6 @@ def test_replays_say_what_came_or_why_not():
 
 def test_a_port_that_is_taken_is_told():
     with bind(0) as taken:
-        taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"cannot be served on port {port}: "):
             bind(port)
