@@ -12,6 +12,8 @@ handler without HTTP/2 is reached with HTTP/1.1 (`translation`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import re
 import socket
 import ssl
@@ -117,6 +119,8 @@ class Handler:
                     if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows binds an address that is in use without it
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
                     sock.bind(address)
+            if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+                _bind_wildcards(self.settings.port)
         except OSError:
             return ""
         return f"nothing listens on {self.settings}"
@@ -214,6 +218,28 @@ class NoHandler(Handler):
         """Raise RefusedError."""
         del opening
         raise RefusedError("this session takes no connections")
+
+
+def _bind_wildcards(port: int) -> None:
+    """Raises OSError when somebody listens on all addresses of this machine.
+
+    For Windows, which binds one address beside a listener on the wildcard address, exclusively even ("Using
+    SO_REUSEADDR and SO_EXCLUSIVEADDRUSE", learn.microsoft.com), and the wildcard address beside a listener on one.
+    """
+    for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        with contextlib.ExitStack() as stack:
+            try:
+                sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            except OSError:
+                continue  # a machine without IPv6
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)  # type: ignore[attr-defined]
+            try:
+                sock.bind((wildcard, port))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:  # else IPv6 is switched off
+                    raise
 
 
 def _is_host(text: str) -> bool:

@@ -266,6 +266,49 @@ def test_whether_nobody_listens_is_told_without_a_connection(bound):
     run()
 
 
+Socket = socket.socket
+
+
+class WindowsLikeSocket(Socket):
+    """Binds an address of 127.0.0.0/8 beside a listener on all addresses, and all addresses beside one on 127.0.0.1."""
+
+    def bind(self, address):
+        host, port = address[:2]
+        try:
+            Socket.bind(self, address)
+        except OSError:
+            on_all = refused("127.0.0.77", port)
+            if on_all == (host == "127.0.0.1"):
+                return
+            raise
+
+
+def refused(host, port):
+    with Socket() as sock:
+        try:
+            sock.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::"])
+def test_on_windows_a_listener_on_all_addresses_is_found_too(bound, monkeypatch):
+    @asynchronous
+    async def run():
+        family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+        with socket.create_server((bound, 0), family=family, dualstack_ipv6=family == socket.AF_INET6) as server:
+            port = server.getsockname()[1]
+            with monkeypatch.context() as patch:
+                patch.setattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_KEEPALIVE, raising=False)
+                patch.setattr(socket, "socket", WindowsLikeSocket)
+                assert await Handler(HandlerSettings(port)).absent() == ""
+        monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_KEEPALIVE, raising=False)
+        assert await Handler(HandlerSettings(port)).absent() == f"nothing listens on 127.0.0.1:{port}"
+
+    run()
+
+
 @pytest.mark.parametrize("address", ["192.0.2.1", "no.such.name.invalid"])
 def test_of_another_machine_nothing_is_told(address):
     @asynchronous
