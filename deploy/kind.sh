@@ -22,6 +22,7 @@ TEXT
 say() { echo "sidestep: $*"; }
 fail() { say "$*" >&2; exit 1; }
 
+# bash 3.2, which macOS has, takes an empty array for an unset variable: ${array[@]+"${array[@]}"} is safe.
 name=sidestep config=deploy/kind.yaml manifest=deploy/daemonset.yaml node_image='' archives=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -57,7 +58,7 @@ case "$runtime" in
 esac
 command -v "$runtime" >/dev/null || fail "this needs $runtime (it was not found)"
 "$runtime" info >/dev/null 2>&1 || fail "$runtime does not answer: '$runtime info' says why"
-for file in "$config" "$manifest" "${archives[@]}"; do
+for file in "$config" "$manifest" ${archives[@]+"${archives[@]}"}; do
     [ -r "$file" ] || fail "$file cannot be read"
 done
 
@@ -66,7 +67,7 @@ if [ ${#archives[@]} -eq 0 ]; then
     say "building $image with $runtime"
     ignore=()
     [ "$runtime" = docker ] || ignore=(--ignorefile=deploy/Dockerfile.dockerignore)
-    "$runtime" build "${ignore[@]}" -f deploy/Dockerfile -t "$image" .
+    "$runtime" build ${ignore[@]+"${ignore[@]}"} -f deploy/Dockerfile -t "$image" .
     # By way of an archive, which works with both: `kind load docker-image` asks docker, whoever runs the nodes.
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,6 +37,19 @@ def test_help(machine):
     done = run(path, "--help")
     assert done.returncode == 0
     assert "usage: deploy/kind.sh" in done.stdout
+
+
+def test_an_array_that_may_be_empty_is_expanded_as_bash_3_2_has_it():
+    """The bash of macOS; `set -u` is on."""
+    text = SCRIPT.read_text()
+    empty = re.findall(r"(\w+)=\(\)", text)
+    assert empty == ["archives", "ignore"]
+    before, text = text.split('archives=("$folder', 1)  # from here on it has one
+    assert "[@]}" in text
+    for name in empty:
+        guarded = f'${{{name}[@]+"${{{name}[@]}}"}}'
+        assert f"${{{name}[@]}}" in before
+        assert f"${{{name}[@]}}" not in before.replace(guarded, "")
 
 
 @pytest.mark.parametrize(
