@@ -203,10 +203,24 @@ def test_the_end_of_the_daemon_ends_it_and_leaves_nothing(pod, tmp_path):
                 assert sock.recv(1) == b""
         until(lambda: not any(map(alive, family)), within=40, what="the daemon's processes to end")
         assert f":{target} " not in space.pod.run("ss", "-Htn", "state", "established")
+        until(lambda: "The access to orders is interrupted: " in connection.said, within=30, what="a word of it")
         body = curl(connection.urls["HTTP_PROXY"], f"http://db:{target}/")[1]
         assert "no pod can be used now" in body
         assert "No connection to db" in connection.said
         assert "Traceback" not in connection.said
+        assert connection.said.count("is interrupted") == 1
+
+
+def test_a_daemon_that_comes_back_is_told_before_anything_is_asked(pod, tmp_path):
+    space, daemon = pod
+    with echo(space) as target, connect(daemon, tmp_path) as connection:
+        daemon.kill()
+        daemon.start()
+        until(lambda: "The access to orders is back." in connection.said, within=60, what=lambda: connection.said)
+        assert "The access to orders is interrupted: " in connection.said
+        with through_socks(connection.port, "db", target) as sock:
+            sock.sendall(b"again")
+            assert sock.recv(5) == b"again"
 
 
 def test_the_end_of_the_pods_proxy_ends_what_it_has_and_the_next_goes_on(pod, tmp_path):

@@ -59,10 +59,13 @@ def access_spec(
 
 
 class _Observer:
-    """The `laptop.session.SessionObserver` of an access: it keeps the last reason why no pod can be used."""
+    """The `laptop.session.SessionObserver` of an access: it keeps the last reason why no pod can be used, and tells of
+    each interruption, and of its end, once a pod can be used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, workload: str) -> None:
         self.reason = ""
+        self._workload = workload
+        self._is_interrupted = False
 
     def registered(self, hello: Hello) -> None:
         """As SessionObserver.registered."""
@@ -70,6 +73,10 @@ class _Observer:
     def interrupted(self, reason: str) -> None:
         """As SessionObserver.interrupted."""
         self.reason = reason
+        if not self._is_interrupted:
+            self._is_interrupted = True
+            effect = "Nothing goes through a pod until it is back."
+            tell(f"The access to {self._workload} is interrupted: {reason}. {effect}")
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As SessionObserver.handler_refused."""
@@ -84,11 +91,14 @@ class _Observer:
             self.reason = next((f"pod {each.pod}: {each.detail}" for each in event.pods if each.detail), "")
             if not event.pods:
                 self.reason = "it has no pod that a node daemon serves"
+            if self._is_interrupted and event.active:
+                self._is_interrupted = False
+                tell(f"The access to {self._workload} is back.")
 
 
 async def during(backend: Backend, spec: SessionSpec, work: Callable[[PodAccess], Awaitable[T]]) -> T:
     """Have access to pods for as long as the work takes; returns its result. Raises SidestepError."""
-    access, observer = PodAccess(), _Observer()
+    access, observer = PodAccess(), _Observer(spec.workload)
     held = session(backend, spec=spec, handler=access, observer=observer)
     running = asyncio.create_task(held.run(), name="access")
     working = asyncio.ensure_future(work(access))
