@@ -38,6 +38,8 @@ class Taken:
         self.kept: list[int] = []
         self.uids: list[str] = []
         self.ports: list[int] = []
+        self.dials: list[int] = []
+        """Numbers of the connections that it was asked for."""
 
     def obey(self) -> None:
         """Do as an honest proxy would, for as long as the daemon says something."""
@@ -50,6 +52,8 @@ class Taken:
             if isinstance(message, messages.Configure):
                 self.ports = [port.number for port in message.ports] or self.ports
                 self.uids = [rule.uid for port in message.ports for rule in port.rules] or self.uids
+            if isinstance(message, messages.Dial):
+                self.dials.append(message.stream)
             if not isinstance(message, messages.Ack):
                 self.channel.acknowledge(message)
 
@@ -61,7 +65,7 @@ class Taken:
                 self.pulse.beat()
                 beaten = time.monotonic()
             poll = select.poll()
-            writes = bool(self.ports) and not self.channel.pending
+            writes = bool(self.ports or self.dials) and not self.channel.pending
             poll.register(self.channel, select.POLLIN | (select.POLLOUT if writes or self.channel.pending else 0))
             poll.poll(50)
             self.obey()
@@ -161,9 +165,18 @@ def records(it: Taken) -> Iterator[Message]:
             yield messages.LiveRecords(0, uid, made, {"rate": 1 << 40, TEXT: 1})
 
 
-ATTACKS: dict[int, Callable[[Taken], Iterator[Message]]] = dict(
-    enumerate((heartbeats, lines, many_lines, flapping, findings, opens, names, acknowledgements, words, records), 1)
-)
+def connections(it: Taken) -> Iterator[Message]:
+    """Says that everything is connected, to where it is not: what it was asked for, and what others may have been."""
+    for number in itertools.count():
+        yield messages.Dialed(0, it.dials[number % len(it.dials)], address="203.0.113.7")
+        yield messages.Dialed(0, number % 1000, address="203.0.113.7")
+        yield messages.Dialed(0, 1 << 40 | number, error=TEXT[: messages.MAX_DIAL_ERROR])
+
+
+_IN_ORDER = (
+    heartbeats, lines, many_lines, flapping, findings, opens, names, acknowledgements, words, records, connections,
+)  # fmt: skip
+ATTACKS: dict[int, Callable[[Taken], Iterator[Message]]] = dict(enumerate(_IN_ORDER, 1))
 
 
 def mode() -> int:

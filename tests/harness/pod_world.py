@@ -104,9 +104,9 @@ class Connection:
 
 
 @contextlib.contextmanager
-def connect(daemon: Node, folder: Path, *words: str) -> Iterator[Connection]:
-    """`sidestep connect orders -n shop …`, once it listens."""
-    command = [SIDESTEP, "connect", "orders", "-n", "shop", "--socket", daemon.socket, *words]
+def connect(daemon: Node, folder: Path, *words: str, workload: str = "orders") -> Iterator[Connection]:
+    """`sidestep connect WORKLOAD -n shop …`, once it listens."""
+    command = [SIDESTEP, "connect", workload, "-n", "shop", "--socket", daemon.socket, *words]
     number = next(_numbers)
     with Process(command, log=folder / f"connect-{number}.err", stdout=folder / f"connect-{number}.out") as process:
         found = Connection(process)
