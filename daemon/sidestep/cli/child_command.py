@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sidestep.aio.time_limit import time_limit
+from sidestep.cli.started_program import started_program
 from sidestep.model.errors import ConfigurationError
 
 START_ANYWAY = 5.0
@@ -49,7 +50,7 @@ class ChildCommand:
     async def run(self, active: asyncio.Event) -> int:
         """Wait until the intercept is active, then run the command to its end; returns its exit code.
 
-        Raises ConfigurationError when the command cannot be started.
+        Raises ConfigurationError when the command cannot be started (`started_program`).
         """
         try:
             async with time_limit(START_ANYWAY):
@@ -59,8 +60,9 @@ class ChildCommand:
         prepared = {} if self._ready is None else await self._ready
         try:
             variables = {**os.environ, **prepared, **self._environment()}
+            words = started_program(self._command, variables, folder=self._folder)
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, env=variables, cwd=self._folder, stdout=self._stdout
+                *words, env=variables, cwd=self._folder, stdout=self._stdout
             )
         except OSError as error:
             reason = (error.strerror or str(error)).lower()

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
 import socket
 import sys
@@ -105,6 +106,19 @@ async def intercept(stage: Stage) -> None:
             "SIDESTEP_PORT": str(port),
         }
         assert str(told) in done.stdout, done
+        batch = stage.folder / "orders.cmd"
+        batch.write_text('#!/bin/sh\necho "batch file $*"\n')
+        batch.chmod(0o755)
+        path = {"PATH": f"{stage.folder}:{os.environ['PATH']}", "PATHEXT": ".cmd"}
+        done = await stage.run(*words, "--", "orders", "run", "dev", **path)
+        if stage.system == "win32":
+            assert "batch file run dev" in done.stdout, done
+            done = await stage.run(*words, "--", "orders", "run", "%PATH%", **path)
+            assert done.code == 1, done
+            assert "cannot be given to orders.cmd, a batch file" in done.error, done
+        else:
+            assert done.code == 1, done
+            assert "cannot be started: no such file or directory" in done.error, done
         async with stage.starting(*words, "--", sys.executable, "-c", "import time; time.sleep(600)") as running:
             await running.until("is active on 1 pod")
             assert (done := await running.interrupt()).code == 0, done

@@ -23,6 +23,7 @@ import importlib
 import os
 import select
 import selectors
+import shutil
 import socket
 import ssl
 import sys
@@ -66,6 +67,8 @@ def pretend(system: str) -> None:
         _as_windows()
     else:
         selectors.DefaultSelector = selectors.PollSelector  # type: ignore[misc]  # macOS has kqueue, this machine not
+    # Where the current folder belongs to the PATH: Python 3.12 asks Windows.
+    shutil._win_path_needs_curdir = lambda *_: False  # type: ignore[attr-defined]
     for module in MODULES:
         for name in missing(module, system):
             if hasattr(sys.modules[module], name):
