@@ -144,7 +144,7 @@ async def _run(
         ready: asyncio.Future[Mapping[str, str]] = loop.create_future()
         child = None
         if command:
-            child = ChildCommand(command, environment=lambda: _variables(specs[0], handler), ready=ready)
+            child = ChildCommand(command, environment=lambda: session_variables(specs[0], handler), ready=ready)
         running = [asyncio.create_task(each.run(), name="session") for each in sessions]
         waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
         tasks: set[asyncio.Task[Any]] = {*running, waiting}
@@ -182,8 +182,8 @@ async def _run(
             writer.close()
 
 
-def _variables(spec: SessionSpec, handler: Handler) -> dict[str, str]:
-    """What a command behind `--` finds in its environment. The session's name is known once it is registered."""
+def session_variables(spec: SessionSpec, handler: Handler) -> dict[str, str]:
+    """What a command finds in its environment. SIDESTEP_INTERCEPT is known once the session is registered."""
     return {
         "SIDESTEP_KIND": spec.kind,
         "SIDESTEP_INTERCEPT": handler.intercept,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from sidestep.cli.backend import Backend, backend_options, namespace_for, sessio
 from sidestep.cli.child_command import ChildCommand
 from sidestep.cli.command import NAMESPACE, POD_NAME, SESSION_NAME, Command, FilePath, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_spec
-from sidestep.cli.foreground import STDERR, STDOUT, claimed_owner
+from sidestep.cli.foreground import STDERR, STDOUT, claimed_owner, session_variables
 from sidestep.cli.options import PortType, output_option
 from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.report import JsonReport, Report
@@ -32,15 +33,18 @@ from sidestep.config.session_file import MAX_FILE, HandlerEntry, InterceptEntry,
 from sidestep.laptop.handler import Handler, HandlerSettings
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.text import harmless
+from sidestep.policy.workloads import parse_workload
 from sidestep.tunnel.messages import SessionSpec
 from sidestep.tunnel.session_names import base_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sidestep.laptop.session import Outcome
 
 DEFAULT = Path("sidestep.yaml")
+PATIENCE = 10.0
+"""Seconds that the handlers of a file have, from when their session is active, until it is told that nobody listens."""
+AGAIN = 0.5
+"""Seconds between two looks."""
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -76,6 +80,9 @@ def up(file: Path, backend: Backend, output: str) -> int:
 
     Their fields are named as the options of `sidestep intercept`; paths are relative to FILE. Handlers are started
     first. When one ends, or a session is refused or ended, everything ends.
+
+    A handler finds SIDESTEP_PORT and the other variables of `sidestep intercept -- CMD` but SIDESTEP_INTERCEPT, about
+    the session that has its name or whose workload has it, or else about the only one; its `environment` wins.
 
     With `--output json` each line of a session is an object as `sidestep intercept` prints it, and `session` in it is
     KIND/NAME of the session in FILE. What handlers print on standard output goes to standard error then.
@@ -163,12 +170,16 @@ async def _run(
     children = {
         name: ChildCommand(
             each.command,
-            environment=_environment(each),
+            environment=partial(handler_variables, name, each, planned),
             folder=folder / each.directory,
             stdout=STDERR if is_json else None,
         )
         for name, each in handlers.items()
     }
+    looking = [
+        asyncio.create_task(_look_for(each, report, PATIENCE if handlers else 0.0), name="handler's port")
+        for each, report in zip(planned, reports, strict=True)
+    ]
     with interrupts(interrupted.set):
         waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
         commands = {
@@ -194,9 +205,9 @@ async def _run(
             return _end(outcomes, [task in done for task in running])
         finally:
             await asyncio.gather(*(child.end() for child in children.values()))
-            for task in tasks:
+            for task in (*tasks, *looking):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *looking, return_exceptions=True)
             for report in reports:
                 report.close()
             writer.close()
@@ -220,8 +231,33 @@ def _report(planned: Planned, writer: LineWriter) -> Report:
     )
 
 
-def _environment(entry: HandlerEntry) -> Callable[[], dict[str, str]]:
-    return lambda: dict(entry.environment)
+def handler_variables(name: str, entry: HandlerEntry, planned: Sequence[Planned]) -> dict[str, str]:
+    """What a handler finds in its environment beside what this command has: as a command behind `--` about its session,
+    but for the session's name, which is not known yet; then what the file says.
+
+    Its session is the first one that has its name, or whose workload has; otherwise the only one of the file.
+    """
+    session = next(
+        (each for each in planned if name in (each.spec.name, parse_workload(each.spec.workload).name)),
+        planned[0] if len(planned) == 1 else None,
+    )
+    found = {} if session is None else session_variables(session.spec, session.handler)
+    found.pop("SIDESTEP_INTERCEPT", None)
+    return found | entry.environment
+
+
+async def _look_for(planned: Planned, report: Report | JsonReport, seconds: float) -> None:
+    """Warn where nobody listens `seconds` after the session is active."""
+    if planned.spec.transport != "tcp":
+        return
+    await report.active.wait()
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while absent := await planned.handler.absent():
+        if loop.time() >= until:
+            report.handler_absent(absent)
+            return
+        await asyncio.sleep(AGAIN)
 
 
 def _end(outcomes: Sequence[Outcome], ended: Sequence[bool]) -> int:

@@ -268,7 +268,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["AT"])), Handler).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["SIDESTEP_PORT"])), Handler).serve_forever()
 """
 
 
@@ -279,7 +279,7 @@ async def up(stage: Stage) -> None:
     project.mkdir()
     (project / "server.py").write_text(SERVER)
     entry = {"workload": "pod/orders-1", "port": f"{port}:8443", "headers": ["x-dev=ada"], "plaintext": True}
-    handlers = {"web": {"command": [sys.executable, "server.py"], "environment": {"AT": str(port)}}}
+    handlers = {"web": {"command": [sys.executable, "server.py"]}}
     (project / "sidestep.yaml").write_text(json.dumps({"intercepts": [entry], "handlers": handlers}))
     async with stage.starting("up", "-f", "project/sidestep.yaml") as running:
         assert (await running.until("is active on 1 pod")).startswith("orders-1: Intercept shop/orders-1 is active")
@@ -299,6 +299,13 @@ async def up(stage: Stage) -> None:
         assert done.code == 0, done
     first, *_ = [json.loads(each) for each in done.stdout.splitlines()]
     assert (first["session"], first["event"], first["name"]) == ("intercept/orders-1", "registered", "orders-1"), done
+    (project / "alone.yaml").write_text(json.dumps({"intercepts": [entry]}))
+    async with stage.starting("up", "-f", "project/alone.yaml") as running:
+        await running.until(
+            f"orders-1: Warning: nothing listens on 127.0.0.1:{port}; nothing is diverted until one does."
+        )
+        done = await running.interrupt()
+        assert done.code == 0, done
     handlers["web"]["command"] = [sys.executable, "-c", "print('from the handler'); exit(9)"]
     (project / "sidestep.yaml").write_text(json.dumps({"intercepts": [entry], "handlers": handlers}))
     done = await stage.run("up", "-f", "project/sidestep.yaml")

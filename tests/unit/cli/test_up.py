@@ -2,7 +2,11 @@
 
 import pytest
 
+from sidestep.cli import up
 from sidestep.cli.main import run
+from sidestep.config.session_file import HandlerEntry
+from sidestep.laptop.handler import Handler, HandlerSettings
+from sidestep.tunnel.messages import SessionSpec
 
 GOOD = "{workload: orders, port: 9443:https}"
 
@@ -37,6 +41,32 @@ def test_a_file_that_is_not_there(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["up", "--socket", "/nowhere/node.sock"]) == 1
     assert "--file 'sidestep.yaml': cannot be read" in capsys.readouterr().err
+
+
+def planned(workload, port, *, name="", kind="intercept"):
+    spec = SessionSpec(namespace="shop", workload=workload, port="https", kind=kind, name=name)
+    return up.Planned(spec, Handler(HandlerSettings(port)), "")
+
+
+def port_of(name, *sessions, **environment):
+    return up.handler_variables(name, HandlerEntry(("x",), environment=environment), sessions).get("SIDESTEP_PORT")
+
+
+def test_a_handler_has_the_variables_of_its_session():
+    orders, posts = planned("deployment/orders", 9443), planned("deployment/orders", 9444, name="posts", kind="wiretap")
+    assert up.handler_variables("orders", HandlerEntry(("x",), environment={"A": "1"}), [orders, posts]) == {
+        "SIDESTEP_KIND": "intercept",
+        "SIDESTEP_NAMESPACE": "shop",
+        "SIDESTEP_WORKLOAD": "deployment/orders",
+        "SIDESTEP_WORKLOAD_PORT": "https",
+        "SIDESTEP_ADDRESS": "127.0.0.1",
+        "SIDESTEP_PORT": "9443",
+        "A": "1",
+    }
+    assert port_of("posts", orders, posts) == "9444"
+    assert port_of("web", orders) == "9443"
+    assert port_of("web", orders, posts) is None
+    assert port_of("posts", orders, posts, SIDESTEP_PORT="1") == "1"
 
 
 def test_without_a_daemon(tmp_path, capsys):
