@@ -169,6 +169,13 @@ class FlowReport(PortSessionsReport):
             case Lost() | Dropped():
                 self.say(f"{event.count} requests are not shown: they came faster than they could be printed")
 
+    def interrupted(self, reason: str) -> None:
+        """As SessionObserver.interrupted."""
+        self._requests.interrupted()
+        if self._saved is not None:
+            self._saved.interrupted()
+        super().interrupted(reason)
+
     def close(self) -> None:
         """Finish the file, if requests are saved."""
         if self._saved is not None:

@@ -6,7 +6,8 @@ The daemon tells a request together with its answer, or first the request and la
     held       its answer is to come: it is shown with that, or without after `patience` seconds
     unanswered it was shown without; when its answer comes it is shown once more, as late
 
-Where only some statuses are wanted, a request is shown only with its answer.
+Where only some statuses are wanted, a request is shown only with its answer. Numbers count anew when the tunnel breaks
+(`interrupted`): what is held is shown then, and no answer that comes later is one of these requests.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ class JoinedRequests:
                 self._show(event, False)
             return
         key = event.pod, event.number
-        if len(self._waiting) >= WAITING:
-            self._let_go(next(iter(self._waiting)))
-            self._waiting.pop(next(iter(self._waiting)))
+        if key in self._waiting:
+            self._forget(key)
+        elif len(self._waiting) >= WAITING:
+            self._forget(next(iter(self._waiting)))
         handle = None
         if self._patience and not self._statuses:
             handle = asyncio.get_running_loop().call_later(self._patience, self._let_go, key)
@@ -74,8 +76,16 @@ class JoinedRequests:
             self._waiting[key] = request, None
             self._show(request, False)
 
+    def _forget(self, key: Key) -> None:
+        """Give up the answer of a request that waits for it."""
+        self._let_go(key)
+        del self._waiting[key]
+
+    def interrupted(self) -> None:
+        """The tunnel broke: show what is held."""
+        self.close()
+
     def close(self) -> None:
         """Show what is held."""
         for key in [*self._waiting]:
-            self._let_go(key)
-        self._waiting.clear()
+            self._forget(key)

@@ -211,6 +211,8 @@ class _Both:
 
     def interrupted(self, reason: str) -> None:
         """As SessionObserver.interrupted."""
+        if self._copies is not None:
+            self._copies.interrupted()  # before the page forgets which requests were told
         for each in self._observers:
             each.interrupted(reason)
 

@@ -104,6 +104,9 @@ class Report:
 
     def interrupted(self, reason: str) -> None:
         """As SessionObserver.interrupted."""
+        self._requests.interrupted()
+        if self._saved is not None:
+            self._saved.interrupted()
         if self._interrupted:
             return
         self._interrupted = True
@@ -212,6 +215,8 @@ class JsonReport:
 
     def interrupted(self, reason: str) -> None:
         """As SessionObserver.interrupted."""
+        if self._saved is not None:
+            self._saved.interrupted()
         self._put({"event": "interrupted", "reason": reason})
 
     def note(self, text: str) -> None:

@@ -5,6 +5,9 @@
     kept      with both; or without the answer at the end, or when WAITING others wait; or without the copy PATIENCE
               seconds after the answer: it was dropped
 
+Numbers count anew when the tunnel breaks (`interrupted`): requests are kept without the answers that have not come, and
+copies without a request are dropped.
+
 A copy is known by pod, client, method and target, in the order in which the client has sent them.
 """
 
@@ -81,6 +84,9 @@ class SavedRequests:
             if event.answer is not None or not event.number:
                 self._answered(event)
                 return
+            before = self._unanswered.pop((event.pod, event.number), None)
+            if before is not None:  # of a tunnel that broke while those of other nodes did not
+                self._answered(before)
             if len(self._unanswered) >= WAITING:
                 self._answered(self._unanswered.pop(next(iter(self._unanswered))))
             self._unanswered[event.pod, event.number] = event
@@ -134,6 +140,14 @@ class SavedRequests:
         if not waiting:
             del self._uncopied[key]
         self._keep(request, None)
+
+    def interrupted(self) -> None:
+        """The tunnel broke: no answer is to come, and no copy; copies that were read in part may be told yet."""
+        unanswered, self._unanswered = self._unanswered, {}
+        for request in unanswered.values():
+            self._answered(request)
+        self._copies.clear()
+        self._size = 0
 
     def close(self) -> str:
         """Keep those that wait, and close the file; returns what to say of it."""

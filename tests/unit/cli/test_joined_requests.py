@@ -104,6 +104,40 @@ def test_what_is_held_is_shown_at_the_end():
     asyncio.run(scene())
 
 
+def test_an_answer_of_the_next_tunnel_is_of_no_request_of_the_last_one():
+    async def scene():
+        shown = Shown()
+        joined = JoinedRequests(shown, patience=60.0)
+        joined.request(request(1))
+        joined.interrupted()
+        assert shown == [("/1", None, False)]
+        joined.answered(answered(1))
+        assert shown == [("/1", None, False)]
+        joined.request(request(1))
+        joined.answered(answered(1, BUSY))
+        assert shown[1:] == [("/1", 503, False)]
+
+    asyncio.run(scene())
+
+
+def test_a_number_that_comes_again_is_another_request():
+    async def scene():
+        loop, failed = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda _, context: failed.append(context))
+        shown = Shown()
+        joined = JoinedRequests(shown, patience=0.001)
+        joined.request(request(1))
+        joined.request(request(1))
+        joined.answered(answered(1))
+        assert shown == [("/1", None, False), ("/1", 200, False)]
+        passed = asyncio.Event()
+        loop.call_later(0.01, passed.set)  # after the timers of both, which are due before
+        await passed.wait()
+        assert not failed
+
+    asyncio.run(scene())
+
+
 def test_only_so_many_are_waited_for(monkeypatch):
     async def scene():
         monkeypatch.setattr(joined_requests, "WAITING", 2)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
 from sidestep.cli import report
+from sidestep.cli.flows import FlowReport
+from sidestep.cli.har_file import HarFile
 from sidestep.cli.report import JsonReport, Report
+from sidestep.cli.saved_requests import SavedRequests
 from sidestep.tunnel.messages import VERSION, Hello, Lost
+from tests.unit.cli.test_joined_requests import answered, request
+from tests.unit.cli.test_saved_requests import entries
 
 
 class Lines:
@@ -54,3 +63,27 @@ def test_a_handler_that_nobody_has_started_is_a_warning():
     ]
     JsonReport(lines).handler_absent("nobody")
     assert lines.written[1:] == ['{"event":"warning","text":"nobody"}']
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda lines, saved: Report(lines, description="all", saved=saved),
+        lambda lines, saved: JsonReport(lines, saved=saved),
+        lambda lines, saved: FlowReport(lines, "", output="text", saved=saved),
+    ],
+    ids=["text", "JSON", "flows"],
+)
+def test_an_answer_of_the_next_tunnel_is_of_no_request_of_the_last_one(tmp_path, make):
+    async def run():
+        saved = SavedRequests(HarFile(tmp_path / "x.har"))
+        told = make(lines, saved)
+        told.event(request(1))
+        told.interrupted("the tunnel broke")
+        told.event(answered(1))
+        told.close()
+
+    lines = Lines()
+    asyncio.run(run())
+    assert [each["response"]["status"] for each in entries(tmp_path / "x.har")] == [0]
+    assert not [line for line in lines.written if "  200" in line]

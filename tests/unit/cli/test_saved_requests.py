@@ -148,6 +148,10 @@ GENEROUS = 20.0
 """Seconds for a timer of a millisecond, on a machine with much else to do."""
 
 
+BROKE = object()
+"""A step: the tunnel broke."""
+
+
 def wiretapped(tmp_path, *steps, **options):
     async def run():
         saved = SavedRequests(HarFile(tmp_path / "x.har"), copied=True, **options)
@@ -156,6 +160,8 @@ def wiretapped(tmp_path, *steps, **options):
                 async with time_limit(GENEROUS):
                     while saved._uncopied:  # noqa: ASYNC110 - nobody is told when the timer has fired
                         await asyncio.sleep(0.001)
+            elif step is BROKE:
+                saved.interrupted()
             elif isinstance(step, CopiedRequest):
                 saved.take(step)
             else:
@@ -200,6 +206,27 @@ def test_copies_of_one_client_are_joined_in_order(tmp_path):
     second = request(number=2, copied=True)
     found = wiretapped(tmp_path, COPY, other, ASKED, second, ANSWERED, Answered("shop/a", 80, 2, ANSWER))
     assert [each["request"]["postData"]["text"] for each in found] == ["abc", "second"]
+
+
+def test_an_answer_of_the_next_tunnel_is_of_no_request_of_the_last_one(tmp_path):
+    lost, again = request(path="/lost", number=1), request(path="/again", number=1)
+    saved = SavedRequests(HarFile(tmp_path / "x.har"))
+    saved.event(lost)
+    saved.interrupted()
+    saved.event(ANSWERED)  # of nobody
+    saved.event(lost)  # and lost again, without a word
+    saved.event(again)
+    saved.event(ANSWERED)
+    saved.close()
+    found = [(each["request"]["url"], each["response"]["status"]) for each in entries(tmp_path / "x.har")]
+    assert found == [("http://a.test/lost", 0)] * 2 + [("http://a.test/again", 302)]
+
+
+def test_a_copy_of_the_last_tunnel_is_of_no_request_of_the_next_one(tmp_path):
+    old = CopiedRequest(COPY.opening, COPY.method, COPY.target, COPY.fields, bytearray(b"old"))
+    stray = CopiedRequest(COPY.opening, COPY.method, COPY.target, COPY.fields, bytearray(b"stray"))
+    found = wiretapped(tmp_path, old, stray, ASKED, BROKE, ASKED, COPY, ANSWERED)
+    assert [each["request"]["postData"]["text"] for each in found] == ["old", "abc"]
 
 
 def test_copies_that_nobody_asks_for_are_bounded(tmp_path, monkeypatch):
