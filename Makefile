@@ -31,7 +31,7 @@ endif
 DEBIAN_RUN = python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
 DEBIAN_TEST = nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
 	redis-server redis-tools dnsmasq-base apache2 python3-seccomp tshark gnutls-bin libnss3-tools suricata \
-	modsecurity-crs $(DEBIAN_WAF) sqlmap chromium chromium-driver postgresql wget nodejs
+	modsecurity-crs $(DEBIAN_WAF) sqlmap chromium chromium-driver postgresql wget nodejs proxychains4
 # What makes the Debian roots that a Kubernetes node is built and booted in (tests/e2e); nothing of it is installed here.
 DEBIAN_E2E := debootstrap debian-archive-keyring
 # What boots other kernels (tests/kernels), in addition to that.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
+from pathlib import Path
 
 import dns.message
 import pytest
@@ -34,6 +36,39 @@ def test_a_command_reaches_by_name_what_only_the_pod_reaches(pod):
             done = run([SIDESTEP, *words, *command], within=60)
             assert (done.returncode, done.stdout) == (0, "database\n"), done.stderr
         assert {each.peer[0] for each in server.connections} == {space.ip}
+    assert daemon.status()["intercepts"] == []
+
+
+INTERCEPT = ("intercept", "--port", "9999:http", "--plaintext", "--http-header", "x-dev=ada", "--outbound")
+
+
+@pytest.mark.parametrize("made", [("connect",), INTERCEPT], ids=["connect", "intercept"])
+def test_a_command_without_proxy_settings_connects_through_the_pod(pod, made):
+    """A real curl that looks at no variable, and is the child of a shell."""
+    space, daemon = pod
+    with (
+        Server(http_app, name="database", netns=space.client, address=space.client_ip) as server,
+        Server(http_app, name="app", netns=space.pod, address="0.0.0.0", port=8080),
+    ):
+        words = [SIDESTEP, *made, "orders", "-n", "shop", "--socket", daemon.socket, "--transparent", "--"]
+        script = f"""
+            stat -c "%a %u" "$PROXYCHAINS_CONF_FILE" >&3
+            echo "$PROXYCHAINS_CONF_FILE" >&3
+            for host in db {space.client_ip}; do
+                curl -sS --noproxy "*" --max-time 30 http://$host:{server.port}/ >&3
+            done
+            exit 7
+        """
+        said = Path(daemon.folder / "said")
+        done = run([*words, "bash", "-c", f"exec 3>{said}\n{script}"], within=90)
+        assert done.returncode == 7, done.stderr + done.stdout
+        mode, conf, *bodies = said.read_text().splitlines()
+        assert (mode, bodies) == (f"600 {os.getuid()}", ["database", "database"]), done.stderr
+        assert not Path(conf).parent.exists()
+        assert {each.peer[0] for each in server.connections} == {space.ip}
+        done = run([*words, "curl", "-sS", "--noproxy", "*", f"http://nobody:{server.port}/"], within=90)
+        assert done.returncode not in {0, 1}  # curl's own
+        assert "No connection to nobody" in done.stderr
     assert daemon.status()["intercepts"] == []
 
 

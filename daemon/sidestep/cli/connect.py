@@ -24,6 +24,7 @@ from sidestep.cli.pod_session import (
     fetch_world,
     folder_for,
     or_interrupted,
+    through,
     world_options,
 )
 from sidestep.cli.service_workloads import resolve_service
@@ -62,8 +63,9 @@ def connect(
     --allow-loopback is there.
 
     With `-- CMD …` the command runs once a pod can be used, with ALL_PROXY, HTTP_PROXY, HTTPS_PROXY and NO_PROXY in its
-    environment, in small letters, too. It ends with the command, whose exit code it has. Without, the URLs are printed:
-    they have a password, which other users of this machine need, and on macOS and Windows everybody.
+    environment, in small letters, too. It ends with the command, whose exit code it has. With --transparent (Linux) its
+    TCP connections go through the pod without settings of its own, by proxychains4. Without a command the URLs are
+    printed: they have a password, which other users of this machine need, and on macOS and Windows everybody.
 
     In a cluster it needs ClusterRole sidestep-pod-access in the namespace, a right as strong as pods/exec.
 
@@ -85,7 +87,8 @@ async def _serve(access: PodAccess, port: int, command: tuple[str, ...], wanted:
     variables = await or_interrupted(fetch_world(access, wanted, folder))
     async with OutboundProxy(access, port=port, tell=tell) as proxy:
         if command:
-            return await _run(command, variables | proxy.urls.variables(), proxy)
+            with through(proxy.urls, wanted) as urls:
+                return await _run(command, variables | urls, proxy)
         _show(proxy.urls, pod)
         interrupted = asyncio.Event()
         with interrupts(interrupted.set):

@@ -106,7 +106,8 @@ def intercept(**words: Any) -> int:
     them to a file, as well, which only you may read. Of a name that you have, too, the pod's variable wins, except
     where it says where things are in the container (PATH, HOME, LD_* and the like): include those by name. With
     --outbound CMD finds a proxy in ALL_PROXY, HTTP_PROXY and HTTPS_PROXY whose connections the pod makes, as those of
-    `sidestep connect`. In a cluster both need ClusterRole sidestep-pod-access, a right as strong as pods/exec.
+    `sidestep connect`; with --transparent (Linux), all its TCP connections go that way, by proxychains4. In a cluster
+    all of this needs ClusterRole sidestep-pod-access, a right as strong as pods/exec.
 
     With --files, CMD finds a copy of what is mounted in the pod's container (--files-path: of what you name) in the
     folder SIDESTEP_ROOT, which is removed in the end; --files-to keeps it. It takes the same right.

@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 import msgspec
 
 from sidestep.aio.interrupts import interrupts
+from sidestep.cli import transparent as proxychains
 from sidestep.cli import variables
 from sidestep.cli.backend import Backend, session
 from sidestep.cli.command import CONTAINER_NAME, FilePath
@@ -31,6 +32,9 @@ from sidestep.tunnel.access import DEFAULT_FILES
 from sidestep.tunnel.errors import StreamResetError, TunnelClosedError
 from sidestep.tunnel.messages import AnyEvent, Hello, SessionSpec, State
 from sidestep.tunnel.opening import StreamOpening
+
+if TYPE_CHECKING:
+    from sidestep.laptop.outbound.server import Urls
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -172,6 +176,8 @@ class Wanted(msgspec.Struct, frozen=True):
     """Connections through the pod."""
     allow_loopback: bool = False
     """Also to the pod's own loopback."""
+    transparent: bool = False
+    """The command makes no others."""
 
     @property
     def files(self) -> bool:
@@ -199,6 +205,10 @@ class Wanted(msgspec.Struct, frozen=True):
             raise click.UsageError("--container belongs to --env, --env-file, --env-json, --files or --outbound")
         if self.allow_loopback and not self.outbound:
             raise click.UsageError("--allow-loopback belongs to --outbound")
+        if self.transparent:
+            if not self.outbound:
+                raise click.UsageError("--transparent belongs to --outbound")
+            proxychains.check()
         check_paths(self.paths)
         if self.files:
             self.snapshot(self.folder or Path(tempfile.gettempdir()) / secrets.token_hex(8)).check()
@@ -242,9 +252,20 @@ class World:
         found = await fetch_world(access, self.wanted, folder)
         async with OutboundProxy(access, tell=tell) as proxy:
             tell(f"Connections through 127.0.0.1:{proxy.urls.port} are made by pod {await access.pod()}.")
-            if not ready.done():
-                ready.set_result(found | proxy.urls.variables())
-            await proxy.failed()
+            with through(proxy.urls, self.wanted) as urls:
+                if not ready.done():
+                    ready.set_result(found | urls)
+                await proxy.failed()
+
+
+@contextlib.contextmanager
+def through(urls: Urls, wanted: Wanted) -> Iterator[dict[str, str]]:
+    """The variables by which a command connects through the pod, as long as it runs."""
+    if not wanted.transparent:
+        yield urls.variables()
+        return
+    with proxychains.configuration(urls) as found:
+        yield urls.variables() | found
 
 
 @contextlib.contextmanager
@@ -295,6 +316,7 @@ def world_options(command: F, *, connects: bool = False) -> F:
         files_path: tuple[str, ...],
         files_to: Path | None,
         allow_loopback: bool,
+        transparent: bool,
         outbound: bool = connects,
         **rest: Any,
     ) -> Any:
@@ -311,8 +333,13 @@ def world_options(command: F, *, connects: bool = False) -> F:
             kept,
             outbound,
             allow_loopback,
+            transparent,
         )
         wanted.check()
+        if transparent:
+            if not rest["command"]:
+                raise click.UsageError("--transparent belongs to a command behind --")
+            rest["command"] = proxychains.wrapped(rest["command"])
         return command(*arguments, world=wanted, **rest)
 
     choosing.__name__, choosing.__doc__ = command.__name__, command.__doc__
@@ -320,6 +347,7 @@ def world_options(command: F, *, connects: bool = False) -> F:
     through_pod = click.option("--outbound", is_flag=True, help="CMD connects through the pod (PodAccess).")
     for option in (
         container_option,
+        click.option("--transparent", is_flag=True, help="CMD needs no proxy settings (proxychains4, on Linux only)."),
         click.option("--allow-loopback", is_flag=True, help="Connections to the pod's own loopback, too."),
         *(() if connects else (through_pod,)),
         click.option(

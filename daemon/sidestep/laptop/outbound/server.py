@@ -77,16 +77,18 @@ class Urls(msgspec.Struct, frozen=True):
 
     port: int
     password: str
+    host: str = HOST
+    user: str = USER
 
     @property
     def socks(self) -> str:
         """With names looked up by the pod."""
-        return f"socks5h://{USER}:{self.password}@{HOST}:{self.port}"
+        return f"socks5h://{self.user}:{self.password}@{self.host}:{self.port}"
 
     @property
     def http(self) -> str:
         """For clients that speak HTTP only."""
-        return f"http://{USER}:{self.password}@{HOST}:{self.port}"
+        return f"http://{self.user}:{self.password}@{self.host}:{self.port}"
 
     def variables(self) -> dict[str, str]:
         """Return the variables by which programs find it, in both spellings; loopback stays this machine's."""
