@@ -326,6 +326,53 @@ def test_keys_move_open_pause_and_clear(page):
     assert page.find("search").get_attribute("value") == "c"
 
 
+def test_clearing_while_paused_leaves_no_row(page):
+    page.tell(*({"path": f"/{number}"} for number in range(3)))
+    page.wait_count("3 requests")
+    page.press("p")
+    page.tell({"path": "/meanwhile"})
+    page.wait_count("3 of 4 requests, 1 changes wait")
+    page.press("c")
+    page.wait_count("0 requests")
+    assert page.rows() == []
+    page.tell({"path": "/later"})
+    page.wait_count("0 of 1 requests, 1 changes wait")
+
+
+HELD_BACK = """
+const asked = window.fetch;
+window.held = [];
+window.fetch = (path, ...rest) =>
+  path === arguments[0] ? new Promise((go) => held.push(() => go(asked(path, ...rest)))) : asked(path, ...rest);
+"""
+"""Requests of this address are not made until `held` is called."""
+
+REPLIED = """
+const [done] = arguments;
+for (const go of held.splice(0)) go();
+setTimeout(done, 500);
+"""
+"""Make them; what they lead to has been done, or would have been."""
+
+
+def test_a_reply_that_is_late_opens_nothing(page):
+    page.tell(*({"path": f"/{number}"} for number in range(3)))
+    page.wait_count("3 requests")
+    page.driver.execute_script(HELD_BACK, "flows/1")
+    page.press("j", Keys.ENTER)
+    page.wait(lambda: page.driver.execute_script("return held.length") == 1, "the first one to be asked for")
+    page.press("j", Keys.ENTER)
+    page.wait(lambda: "GET orders/1" in page.text("detail"), "the second one")
+    page.driver.execute_async_script(REPLIED)
+    assert "GET orders/1" in page.text("detail")
+    page.press("k")
+    page.wait(lambda: page.driver.execute_script("return held.length") == 1, "the first one to be asked for again")
+    page.press(Keys.ESCAPE)
+    page.wait(lambda: not page.find("detail").is_displayed(), "the pane to close")
+    page.driver.execute_async_script(REPLIED)
+    assert not page.find("detail").is_displayed()
+
+
 def test_what_is_shown_is_saved_and_replayed(page, downloads):
     page.tell(*({"path": f"/{number}", "status": 500 if number % 2 else 200} for number in range(6)))
     page.search("status:5xx")

@@ -11,6 +11,9 @@ export class Detail {
     this.tab = TABS[0];
     this.form = "Text";
     this.flow = null;
+    /** The request that is asked for or shown, and how often one was asked for: an earlier reply is not shown. */
+    this.wanted = 0;
+    this.turn = 0;
     this.board = { sessions: [], intercepts: [] };
   }
 
@@ -25,6 +28,8 @@ export class Detail {
   }
 
   close() {
+    this.turn += 1;
+    this.wanted = 0;
     this.pane.hidden = true;
     this.flow = null;
   }

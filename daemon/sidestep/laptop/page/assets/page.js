@@ -22,21 +22,23 @@ stream.addEventListener("error", () => say("The command that serves this page ha
 stream.addEventListener("open", () => say(""));
 
 function take(changes) {
-  if (changes.cleared !== cleared) {
+  const gone = changes.cleared !== cleared;
+  if (gone) {
     cleared = changes.cleared;
     flows.clear();
+    waiting = 0;
   }
   for (const row of changes.rows) flows.set(row.id, row);
   for (const id of flows.keys()) {
     if (id >= changes.oldest) break;
     flows.delete(id);
   }
-  if (paused) {
+  if (paused && !gone) {
     waiting += changes.rows.length;
     count();
   } else {
     draw();
-    if (detail.open && changes.rows.some((row) => row.id === detail.flow.id)) open(detail.flow.id);
+    if (detail.open && changes.rows.some((row) => row.id === detail.wanted)) open(detail.wanted);
   }
 }
 
@@ -79,8 +81,12 @@ function chosen(id) {
 
 async function open(id) {
   if (!id) return;
+  const turn = (detail.turn += 1);
+  detail.wanted = id;
   const response = await fetch(`flows/${id}`);
-  if (response.ok) detail.show(await response.json());
+  const found = response.ok ? await response.json() : null;
+  if (turn !== detail.turn) return;
+  if (found) detail.show(found);
   else say("This request is no longer kept.");
 }
 
@@ -203,8 +209,9 @@ const KEYS = {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   if (event.key === "Escape") {
-    if (detail.open) detail.close();
-    else showBoard(false);
+    const wasOpen = detail.open;
+    detail.close();
+    if (!wasOpen) showBoard(false);
     $("rows").focus();
     return;
   }
