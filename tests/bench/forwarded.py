@@ -28,6 +28,7 @@ from tests.e2e import cluster as clusters
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 from tests.e2e.cluster import Cluster, Pod
+from tests.harness.processes import child
 from tests.harness.warm import SIDESTEP
 
 GIB = 1 << 30
@@ -37,11 +38,12 @@ ROLE, USER = "sidestep-pod-access", "ada"
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of one transfer, and of CPU time on the laptop and on the node."""
+    """Seconds of one transfer, and of CPU time on the laptop and on the node; the most memory of the command (MiB)."""
 
     wall: float
     laptop: float
     node: float
+    memory: float
 
     @property
     def cpu(self) -> float:
@@ -62,11 +64,11 @@ def _laptop_cpu() -> float:
     return found.ru_utime + found.ru_stime
 
 
-def _spent(cluster: Cluster, transfer: Callable[[], float]) -> Spent:
-    """What a transfer took; it returns its seconds, and has waited for all that it started."""
+def _spent(cluster: Cluster, transfer: Callable[[], tuple[float, float]]) -> Spent:
+    """What a transfer took; it returns its seconds and MiB, and has waited for all that it started."""
     laptop, node = _laptop_cpu(), _node_cpu(cluster)
-    wall = transfer()
-    return Spent(wall, _laptop_cpu() - laptop, _node_cpu(cluster) - node)
+    wall, memory = transfer()
+    return Spent(wall, _laptop_cpu() - laptop, _node_cpu(cluster) - node, memory)
 
 
 def _curl(url: str, upload: Path | None) -> list[str]:
@@ -76,12 +78,16 @@ def _curl(url: str, upload: Path | None) -> list[str]:
     return [*words, "-H", "Expect:", "-T", str(upload), "-w", "%{size_upload} %{time_total}", f"{url}/stored"]
 
 
-def _seconds(command: list[str]) -> float:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=700, check=False)
-    assert done.returncode == 0, done.stderr
-    size, seconds = done.stdout.split()
+def _run(command: list[str]) -> tuple[float, float]:
+    """The seconds that curl tells, and the most memory that the command has taken (MiB)."""
+    with child(command, stdout=subprocess.PIPE, text=True) as running:
+        told = running.stdout.read() if running.stdout is not None else ""
+        _, status, used = os.wait4(running.pid, 0)
+        running.returncode = os.waitstatus_to_exitcode(status)
+    assert running.returncode == 0, told
+    size, seconds = told.split()
     assert int(size) == GIB
-    return float(seconds)
+    return float(seconds), used.ru_maxrss / 1024
 
 
 def _server(cluster: Cluster) -> Pod:
@@ -119,13 +125,13 @@ def figures(folder: Path, *, pairs: int, uploads: bool) -> list[Figure]:
         cluster.kubectl("create", *binding)
         server = _server(cluster)
 
-        def forwarded() -> float:
+        def forwarded() -> tuple[float, float]:
             with cluster.port_forward(f"pod/{server.name}", PORT, namespace=SPACE) as port:
-                return _seconds(cluster.node.laptop.enter(_curl(f"http://127.0.0.1:{port}", stored)))
+                return _run(cluster.node.laptop.enter(_curl(f"http://127.0.0.1:{port}", stored)))
 
-        def connected() -> float:
+        def connected() -> tuple[float, float]:
             words = [SIDESTEP, "connect", "deploy/orders", "-n", shop.namespace, "--"]
-            return _seconds(cluster.command(*words, *_curl(f"http://{server.ip}:{PORT}", stored), user=USER))
+            return _run(cluster.command(*words, *_curl(f"http://{server.ip}:{PORT}", stored), user=USER))
 
         turns = []
         for _ in range(pairs):
@@ -142,6 +148,7 @@ def figures(folder: Path, *, pairs: int, uploads: bool) -> list[Figure]:
         Figure("a GiB, sidestep connect: CPU of the laptop", median(lambda a, _: a.laptop), "s"),
         Figure("a GiB, sidestep connect: CPU of the node", median(lambda a, _: a.node), "s"),
         Figure("a GiB, sidestep connect: seconds", median(lambda a, _: a.wall), "s"),
+        Figure("a GiB, sidestep connect: most memory of the command", median(lambda a, _: a.memory), "MiB"),
         Figure("a GiB, port-forward: CPU of the laptop", median(lambda _, b: b.laptop), "s"),
         Figure("a GiB, port-forward: CPU of the node", median(lambda _, b: b.node), "s"),
         Figure("a GiB, port-forward: seconds", median(lambda _, b: b.wall), "s"),
