@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from sidestep.proxy.connection.acceptor import GRACE
 from tests.harness import scene
 from tests.harness.http1 import ClosedError
 from tests.harness.inspection import policy, rule
-from tests.harness.processes import alive, child, kill
+from tests.harness.processes import alive, kill
 from tests.harness.waiting import until
 
 CLIENTS = 12
@@ -162,16 +161,3 @@ def test_while_the_first_cannot_be_started_the_other_stays_and_judges(shop):
             assert shop.get("/admin").status == 403
         assert pod(shop)["proxy"] == "running"
         written.unlink()
-
-
-@pytest.mark.alone
-def test_one_that_is_busy_gets_a_second_one(tmp_path):
-    """The load of h2load is more than one process can serve; this test runs while no other does."""
-    load = ["h2load", "--h1", "-t", "1", "-c", "16", "-D", "90"]
-    with scene.shop(tmp_path, annotations={WORKERS: "auto"}) as shop, scene.shop_nginx(shop), shop.intercept():
-        [first] = pod(shop)["proxy_pids"]
-        load += [f"--connect-to={shop.space.ip}:{scene.TLS_PORT}", f"https://{scene.HOST}:{scene.TLS_PORT}/"]
-        with child(shop.space.client.enter(load), stdout=subprocess.DEVNULL) as running:
-            pids = until(lambda: len(found := pod(shop)["proxy_pids"]) == 2 and found, within=60, what="a second one")
-            running.kill()
-        assert pids[0] == first
