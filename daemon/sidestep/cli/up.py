@@ -177,7 +177,7 @@ async def _run(
         for name, each in handlers.items()
     }
     looking = [
-        asyncio.create_task(_look_for(each, report, PATIENCE if handlers else 0.0), name="handler's port")
+        asyncio.create_task(look_for(each, report, PATIENCE if handlers else 0.0), name="handler's port")
         for each, report in zip(planned, reports, strict=True)
     ]
     with interrupts(interrupted.set):
@@ -246,7 +246,7 @@ def handler_variables(name: str, entry: HandlerEntry, planned: Sequence[Planned]
     return found | entry.environment
 
 
-async def _look_for(planned: Planned, report: Report | JsonReport, seconds: float) -> None:
+async def look_for(planned: Planned, report: Report | JsonReport, seconds: float) -> None:
     """Warn where nobody listens `seconds` after the session is active."""
     if planned.spec.transport != "tcp":
         return

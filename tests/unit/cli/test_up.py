@@ -1,7 +1,11 @@
 """What `sidestep up` says of a file before anything runs."""
 
+import asyncio
+import socket
+
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.cli import up
 from sidestep.cli.main import run
 from sidestep.config.session_file import HandlerEntry
@@ -67,6 +71,37 @@ def test_a_handler_has_the_variables_of_its_session():
     assert port_of("web", orders) == "9443"
     assert port_of("web", orders, posts) is None
     assert port_of("posts", orders, posts, SIDESTEP_PORT="1") == "1"
+
+
+class Told(list):
+    """A report that is active."""
+
+    def __init__(self):
+        self.active = asyncio.Event()
+        self.active.set()
+
+    def handler_absent(self, reason):
+        self.append(reason)
+
+
+def test_a_handler_has_a_while_to_begin(monkeypatch):
+    """Once it listens no more is looked; without it that is told when the time is over."""
+    monkeypatch.setattr(up, "AGAIN", 0.01)
+
+    async def run():
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            session = planned("orders", free.getsockname()[1])
+        patient, impatient = Told(), Told()
+        looking = asyncio.ensure_future(up.look_for(session, patient, 3600.0))
+        await up.look_for(session, impatient, 0.05)
+        assert impatient == [f"nothing listens on {session.handler.settings}"]
+        assert not looking.done()
+        with socket.create_server(("127.0.0.1", session.handler.settings.port)):
+            async with time_limit(30):
+                await looking
+        assert patient == []
+
+    asyncio.run(run())
 
 
 def test_without_a_daemon(tmp_path, capsys):
