@@ -177,13 +177,16 @@ def test_what_pods_send_is_opened_and_leaves_in_tls(cluster, product, shop, web)
 
 @contextlib.contextmanager
 def listening(cluster, product, shop, command, user, *options):
-    """A session about what the pods of the shop send, on the laptop, once it is active."""
+    """A session about what the pods of the shop send, on the laptop, once it is active in all of them."""
     log = product.folder / f"{command}-egress.log"
     words = [SIDESTEP, command, "orders", "-n", shop.namespace, "--egress", "-o", "json", *options]
     with Process(cluster.command(*words, user=user), log=log, stdout=log.with_suffix(".jsonl"), patience=10) as process:
         told = lambda: "Ctrl-C" in process.output() or not process.running  # noqa: E731
         until(told, within=40, every=0.2, what=lambda: f"{command} to begin: {process.text()}")
         assert process.running, process.text()
+        # It says that it has begun once its first pod has.
+        pods = shop.pods()
+        until(lambda: all(programs(cluster, pod) for pod in pods), within=20, every=0.2, what="all pods to be steered")
         yield lambda: [json.loads(line) for line in process.output().splitlines() if line.endswith("}")]
         process.signal(signal.SIGINT)
         assert process.wait(20) == 0, process.text()
