@@ -31,7 +31,7 @@ def facts() -> dict[str, Any]:
     """What a run depends on: date, commit, kernel, processor, versions of what takes part, load before it began."""
     return {
         "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
-        "commit": _first_line(["git", "-C", str(FOLDER.parent), "describe", "--always", "--dirty"]),
+        "commit": _first_line(["git", "-C", str(FOLDER.parent), "describe", "--always", "--dirty"]) or "unknown",
         "kernel": platform.release(),
         "processor": _processor(),
         "processors": os.cpu_count(),
@@ -50,12 +50,12 @@ def _processor() -> str:
 
 
 def _first_line(command: list[str]) -> str:
-    """What a program says of itself first; empty if it is not there."""
+    """What a program says of itself first; empty if it is not there, or fails."""
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except FileNotFoundError:
         return ""
-    return (ended.stdout or ended.stderr).partition("\n")[0].strip()
+    return "" if ended.returncode else (ended.stdout or ended.stderr).partition("\n")[0].strip()
 
 
 def add(folder: Path, content: Mapping[str, Any]) -> Path:

@@ -54,6 +54,20 @@ class Certificate:
         return {name: base64.b64encode(pem).decode() for name, pem in named.items()}
 
 
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+"""What a CA's key is for: Python 3.13 verifies it, by X509_V_FLAG_X509_STRICT."""
+
+
 class Authority:
     """A certificate authority of one's own."""
 
@@ -71,6 +85,7 @@ class Authority:
         builder = (
             _builder(self.name, self.name, self._key, lasts=lasts)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_SIGNS, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
         )
         subtrees = [x509.DNSName(each) for each in permitted]

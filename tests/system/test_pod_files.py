@@ -238,6 +238,7 @@ def test_the_end_of_the_daemon_ends_it_with_a_clear_message(pod, tmp_path):
         daemon.kill()
         _, told = running.communicate(timeout=60)
         assert running.returncode == 1, told
-        assert told.startswith("sidestep: ")
+        assert told.startswith("The access to orders is interrupted: ")
+        assert told.splitlines()[-1].startswith("sidestep: ")
         assert "Traceback" not in told
     assert not (to / "srv/large").exists()

@@ -39,6 +39,8 @@ def check_paths(paths: Iterable[str]) -> None:
     for path in given:
         if not path.startswith("/") or ".." in path.split("/"):
             raise click.UsageError(f"{path[:200]!r} is no path in a container: it begins with / and has no '..'")
+        if not path.isprintable() and any("\ud800" <= each <= "\udfff" for each in path):
+            raise click.UsageError(f"{path[:200]!r} is not UTF-8, which paths in a container have to be here")
         if len(os.fsencode(path)) > MAX_PATH:
             raise click.UsageError(f"{path[:200]!r}… is longer than {MAX_PATH} bytes")
     if sum(len(os.fsencode(path)) for path in given) > _MAX_TOGETHER:

@@ -5,8 +5,8 @@
     kept      with both; or without the answer at the end, or when WAITING others wait; or without the copy PATIENCE
               seconds after the answer: it was dropped
 
-Numbers count anew when the tunnel breaks (`interrupted`): requests are kept without the answers that have not come, and
-copies without a request are dropped.
+Numbers count anew when the tunnel breaks (`interrupted`), and clients' connections go on: requests are kept at once,
+without the answers and copies that have not come, and copies without a request are dropped.
 
 A copy is known by pod, client, method and target, in the order in which the client has sent them.
 """
@@ -14,6 +14,7 @@ A copy is known by pod, client, method and target, in the order in which the cli
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -77,6 +78,8 @@ class SavedRequests:
         """In the order in which their keys came first; each key has one at least."""
         self._size = 0
         """Bytes of their bodies."""
+        self._interrupted = 0.0
+        """When the tunnel broke the last time: copies that began before are of no request of this one."""
 
     def event(self, event: Event) -> None:
         """Take an event of a session."""
@@ -97,6 +100,8 @@ class SavedRequests:
 
     def take(self, copy: CopiedRequest) -> None:
         """Take a request that was copied."""
+        if copy.began < self._interrupted:
+            return
         key = _key_of(copy)
         waiting = self._uncopied.get(key)
         if waiting:
@@ -142,10 +147,12 @@ class SavedRequests:
         self._keep(request, None)
 
     def interrupted(self) -> None:
-        """The tunnel broke: no answer is to come, and no copy; copies that were read in part may be told yet."""
+        """The tunnel broke: no answer is to come, and no copy. One that was read in part is dropped, too."""
         unanswered, self._unanswered = self._unanswered, {}
         for request in unanswered.values():
             self._answered(request)
+        self._give_up_all()
+        self._interrupted = time.monotonic()
         self._copies.clear()
         self._size = 0
 
@@ -155,10 +162,13 @@ class SavedRequests:
             key = request.pod, request.client, request.client_port, request.method, request.path
             self._keep(request, self._pop(key))
         self._unanswered.clear()
+        self._give_up_all()
+        return self._archive.close()
+
+    def _give_up_all(self) -> None:
         for key in [*self._uncopied]:
             while key in self._uncopied:
                 self._give_up(key)
-        return self._archive.close()
 
     def _keep(self, request: Request, copy: CopiedRequest | None) -> None:
         if not is_wanted(request.answer, self._statuses):

@@ -6,8 +6,8 @@ PATH that the command gets.
 
 Windows runs a batch file by cmd.exe, which reads the command line by rules of its own: no way of quoting keeps it from
 expanding `%NAME%`, and Python quotes for programs, not for cmd.exe (documentation of `subprocess`, "Security
-Considerations"). So a batch file is started only with words, and under a path, that hold nothing that cmd.exe
-interprets.
+Considerations"). So a batch file is started only with words, and under a path, that hold nothing that makes cmd.exe run
+or expand anything. It still takes `,`, `;` and `=` for spaces between `%1` and `%2`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def started_program(
     found = shutil.which(program, path=environment.get("PATH"))
     if found is None:
         return (program, *words)  # starting it says what is wrong
-    if PurePath(found).suffix.lower() in BATCH:
+    if PurePath(found.rstrip(". ")).suffix.lower() in BATCH:  # Windows ignores these at the end of a name
         _check(found, found, _OF_PATHS)
         for word in words:
             _check(word, found, INTERPRETED)

@@ -8,6 +8,7 @@ as it came, as cut; the rest of an HTTP/2 connection is not told then.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -47,6 +48,8 @@ class CopiedRequest:
     trailers: Fields = field(default_factory=list)
     is_cut: bool = False
     """There was more of the body, or its trailers."""
+    began: float = field(default_factory=time.monotonic)
+    """When its head had come."""
 
     def add(self, data: bytes) -> None:
         """Keep bytes of the body while there is room."""

@@ -17,6 +17,7 @@ import errno
 import re
 import socket
 import ssl
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -116,12 +117,14 @@ class Handler:
             found = await loop.getaddrinfo(self.settings.address, self.settings.port, type=socket.SOCK_STREAM)
             for family, kind, protocol, _name, address in found:
                 with socket.socket(family, kind, protocol) as sock:
+                    if sys.platform == "linux":  # a handler that is about to bind it, with the same option, still can
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows binds an address that is in use without it
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
                     sock.bind(address)
             if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
                 _bind_wildcards(self.settings.port)
-        except OSError:
+        except (OSError, UnicodeError):
             return ""
         return f"nothing listens on {self.settings}"
 

@@ -1,13 +1,15 @@
 """Listeners on 127.0.0.1 whose port may be given.
 
-A port can be listened on again at once after its last server has closed connections first (TIME_WAIT, RFC 9293, section
-3.3.2): SO_REUSEADDR. On Windows that works without it, where SO_REUSEADDR would let another process take a port that is
-listened on; SO_EXCLUSIVEADDRUSE forbids this.
+On Linux a port can be listened on again at once after its last server has closed connections first (TIME_WAIT, RFC
+9293, section 3.3.2): SO_REUSEADDR. On Windows that works without it, where SO_REUSEADDR would let another process take
+a port that is listened on; SO_EXCLUSIVEADDRUSE forbids this. On macOS it would let us take the port of a program that
+listens on all addresses, so one waits there.
 """
 
 from __future__ import annotations
 
 import socket
+import sys
 
 HOST = "127.0.0.1"
 
@@ -16,7 +18,10 @@ def listen_on_loopback(port: int, *, backlog: int) -> socket.socket:
     """Return a listening socket; port 0: any that is free. Raises OSError, when the port is taken for one."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
+        if sys.platform == "linux":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        elif hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         listener.bind((HOST, port))
         listener.listen(backlog)
     except BaseException:

@@ -45,7 +45,6 @@ from sidestep.tunnel.daemon_end import read_all
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sidestep.tunnel.access import Line
     from sidestep.tunnel.stream import Stream
 
 ANSWER: Final = 60.0
@@ -88,7 +87,7 @@ class _Link:
         self._stream = stream
         self._number = 0
         self._waiting: dict[int, asyncio.Future[Granted]] = {}
-        self._unsent: dict[int, Line] = {}
+        self._unsent: dict[int, bytes] = {}
         """Lines that were not begun, in their order."""
         self._news = asyncio.Event()
 
@@ -96,9 +95,10 @@ class _Link:
         """Send a request; returns what is granted. Raises RefusedError, PeerError."""
         self._number += 1
         number = self._number
+        line = encode_line(make(number))
         granted: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
         self._waiting[number] = granted
-        self._send(make(number))
+        self._send(number, line)
         try:
             async with time_limit(ANSWER):
                 return await granted
@@ -115,10 +115,10 @@ class _Link:
 
     def _withdraw(self, number: int) -> None:
         if self._unsent.pop(number, None) is None:
-            self._send(Cancel(number))
+            self._send(number, encode_line(Cancel(number)))
 
-    def _send(self, line: Asked) -> None:
-        self._unsent[line.number] = line
+    def _send(self, number: int, line: bytes) -> None:
+        self._unsent[number] = line
         self._news.set()
 
     async def write(self) -> None:
@@ -127,7 +127,7 @@ class _Link:
             while True:
                 while self._unsent:
                     number = next(iter(self._unsent))
-                    await self._stream.write(encode_line(self._unsent.pop(number)))
+                    await self._stream.write(self._unsent.pop(number))
                 self._news.clear()
                 await self._news.wait()
         except PeerError:

@@ -164,6 +164,8 @@ def wiretapped(tmp_path, *steps, **options):
                 saved.interrupted()
             elif isinstance(step, CopiedRequest):
                 saved.take(step)
+            elif callable(step):
+                saved.take(step())
             else:
                 saved.event(step)
         saved.close()
@@ -225,8 +227,21 @@ def test_an_answer_of_the_next_tunnel_is_of_no_request_of_the_last_one(tmp_path)
 def test_a_copy_of_the_last_tunnel_is_of_no_request_of_the_next_one(tmp_path):
     old = CopiedRequest(COPY.opening, COPY.method, COPY.target, COPY.fields, bytearray(b"old"))
     stray = CopiedRequest(COPY.opening, COPY.method, COPY.target, COPY.fields, bytearray(b"stray"))
-    found = wiretapped(tmp_path, old, stray, ASKED, BROKE, ASKED, COPY, ANSWERED)
-    assert [each["request"]["postData"]["text"] for each in found] == ["old", "abc"]
+
+    def fresh():
+        return CopiedRequest(COPY.opening, COPY.method, COPY.target, COPY.fields, bytearray(b"new"))
+
+    found = wiretapped(tmp_path, old, stray, ASKED, BROKE, ASKED, COPY, ANSWERED, fresh)
+    assert [each["request"]["postData"]["text"] for each in found] == ["old", "new"]
+
+
+def test_a_request_that_has_lost_its_copy_with_the_tunnel_takes_no_other(tmp_path):
+    def fresh():
+        return CopiedRequest(COPY.opening, COPY.method, COPY.target, COPY.fields, bytearray(b"new"))
+
+    first, second = wiretapped(tmp_path, ASKED, ANSWERED, BROKE, fresh, ASKED, ANSWERED)
+    assert first["request"]["headers"] == []
+    assert second["request"]["postData"]["text"] == "new"
 
 
 def test_copies_that_nobody_asks_for_are_bounded(tmp_path, monkeypatch):

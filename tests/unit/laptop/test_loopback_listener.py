@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
@@ -30,6 +31,7 @@ def test_a_port_that_is_listened_on_is_not_had():
 def test_windows_has_an_option_of_its_own(monkeypatch):
     """SO_KEEPALIVE stands for it, which Linux has."""
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_KEEPALIVE, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
     with listen_on_loopback(0, backlog=1) as listener:
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)

@@ -79,8 +79,6 @@ class ProxyDispatcher:
         """Connections that it was asked for."""
         self.closed = False
         """Requests for streams are refused."""
-        self._beats = 0
-        """Heartbeats since `take_beats`."""
 
     def allow(
         self,
@@ -107,18 +105,12 @@ class ProxyDispatcher:
         """The workers that run and take connections are these now, and these leave."""
         self._merged.workers(serving=serving, leaving=leaving)
 
-    def take_beats(self) -> int:
-        """How many heartbeats have come since this was last asked: none of processes that do nothing."""
-        beats, self._beats = self._beats, 0
-        return beats
-
     def received(self, process: ProxyProcess, message: FromProxy) -> None:
         """Handle a message of `process`. Raises PeerError for one that it may not send, SidestepError for a refusal."""
         match message:
             case Heartbeat():
                 beat = sanitising.heartbeat(message, ports=self._ports)
                 self._merged.heartbeat(process.worker, beat, ports=self._ports)
-                self._beats += 1
             case Open():
                 self._open(process, message)
             case Reset():

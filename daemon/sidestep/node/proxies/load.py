@@ -48,16 +48,17 @@ class Load:
         self._most = most
         self.wanted = min(self.wanted, most)
 
-    def observe(self, used: Collection[float], elapsed: float) -> bool:
+    def observe(self, used: Collection[float], elapsed: float, *, leaving: int = 0) -> bool:
         """Learn how much of a processor each process that serves has used in the last `elapsed` seconds.
 
-        Returns whether another number is wanted now. While fewer or more serve than are wanted nothing is concluded.
+        Returns whether another number is wanted now. While fewer or more serve than are wanted nothing is concluded. As
+        many as are `leaving` serve no more and have not ended: together they are never more than `most` by growing.
         """
         together, count = sum(used), len(used)
         settled = count == self.wanted
         self._busy = self._busy + elapsed if settled and together > BUSY * count else 0.0
         self._calm = self._calm + elapsed if settled and together < CALM * (count - 1) else 0.0
-        if self._busy >= GROW and self.wanted < self._most:
+        if self._busy >= GROW and self.wanted + leaving < self._most:
             self._want(self.wanted + 1)
         elif self._calm >= SHRINK:
             self._want(self.wanted - 1)

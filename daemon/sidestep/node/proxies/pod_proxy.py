@@ -322,11 +322,11 @@ class PodProxy:
         self._wanted = self._load.wanted
 
     def _look_at_load(self, load: Load, elapsed: float) -> None:
-        """Have more or fewer serve, if the load says so. One process that has told nothing has none."""
-        is_idle = not self._dispatcher.take_beats() and len(self._workers) == 1
+        """Have more or fewer serve, if the load says so. Those that leave take processors, too."""
         running = [each for each in self._serving if each.state is ProxyState.RUNNING]
         pids = tuple(each.pid for each in running if each.pid is not None)
-        if load.observe([0.0] if is_idle else self._use.since_last(pids), elapsed):
+        leaving = len(self._workers) - len(self._serving)
+        if load.observe(self._use.since_last(pids), elapsed, leaving=leaving):
             self._wanted = load.wanted
             self._employ()
             self._tasks.start(self._tell_soon(), name="follow the load")

@@ -2,8 +2,8 @@
 
     name -> hosts -> found
              `-> each candidate in turn (`resolver_files.candidates`)
-                   both kinds of address, from one UDP socket to one server, `timeout` seconds, or GRACE after addresses
-                   of one kind; then the next server; all of that `attempts` times
+                   both kinds of address, from one UDP socket to one server, `timeout` seconds, or GRACE after IPv4
+                   addresses; then the next server; all of that `attempts` times
                      found                      -> the addresses, IPv4 first
                      no such name, none of them -> the next candidate
                      failed (SERVFAIL …)        -> the next candidate, as the C library does
@@ -34,9 +34,9 @@ PORT: Final = 53
 MAX_STRAY: Final = 16
 """Datagrams of a server that answer nothing asked, after which it counts as silent."""
 GRACE: Final = 0.25
-"""Seconds for the answer about the other kind of address, once there are addresses of one: some servers answer about A
-and drop questions about AAAA. Long beside the 50 ms of RFC 8305 section 3: a kind that comes too late is not connected
-to at all."""
+"""Seconds for the answer about IPv6 addresses, once there are IPv4 ones, which are tried first: some servers answer
+about A and drop questions about AAAA. Long beside the 50 ms of RFC 8305 section 3: a kind that comes too late is not
+connected to at all. IPv4 addresses are waited for in full, since a pod may have no IPv6."""
 _MAX_DATAGRAM: Final = 4096
 _LOOPBACK: Final[tuple[Address, ...]] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
@@ -123,7 +123,7 @@ class Resolver:
                 taken = _take(sock.recv(_MAX_DATAGRAM), questions, found)
                 if len(found) == len(questions):
                     return
-                if taken is not None and taken.addresses:
+                if taken is not None and any(each.version == 4 for each in taken.addresses):
                     watch.restart(min(GRACE, self._seconds()))
         finally:
             if watch is not None:

@@ -75,6 +75,13 @@ def test_there_are_never_more_than_there_may_be():
     assert seconds(load, [1.0]) == GROW
 
 
+def test_those_that_leave_are_among_those_that_there_may_be():
+    load = Load(2)
+    for _ in range(10):
+        assert not load.observe([1.0], 1.0, leaving=1)
+    assert load.observe([1.0], 1.0)
+
+
 def test_what_a_process_uses():
     use = ProcessorUse()
     mine = os.getpid()

@@ -185,7 +185,6 @@ async def test_the_load_decides_if_it_is_to(scene):
 
     async def look(seconds):
         for _ in range(int(seconds / LOOK)):
-            scene.proxy._dispatcher._beats += 1
             scene.proxy.watch(LOOK)
             await asyncio.sleep(0)
 
@@ -211,7 +210,6 @@ async def test_a_number_takes_the_place_of_the_load_and_a_limit_holds(scene):
 
     async def look(seconds):
         for _ in range(seconds):
-            scene.proxy._dispatcher._beats += 1
             scene.proxy.watch(LOOK)
             await asyncio.sleep(0.005)
 
@@ -224,14 +222,6 @@ async def test_a_number_takes_the_place_of_the_load_and_a_limit_holds(scene):
     await scene.until(lambda: scene.running == 1)
     await look(20)
     assert len(scene.begun) == 2
-
-
-@asynchronous
-async def test_a_process_that_tells_nothing_is_not_looked_at(scene):
-    scene.proxy._use = SimpleNamespace(since_last=lambda pids: pytest.fail("looked"))
-    await scene.apply(AUTO)
-    for _ in range(10):
-        scene.proxy.watch(LOOK)
 
 
 @asynchronous
