@@ -26,6 +26,7 @@ import selectors
 import shutil
 import socket
 import ssl
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ def pretend(system: str) -> None:
         _as_windows()
     else:
         selectors.DefaultSelector = selectors.PollSelector  # type: ignore[misc]  # macOS has kqueue, this machine not
+    if hasattr(os, "process_cpu_count"):  # Python 3.13 has chosen at import that it asks sched_getaffinity
+        os.process_cpu_count = os.cpu_count
+    if hasattr(subprocess, "_HAVE_POSIX_SPAWN_CLOSEFROM"):  # the same of POSIX_SPAWN_CLOSEFROM
+        subprocess._HAVE_POSIX_SPAWN_CLOSEFROM = False
     # Where the current folder belongs to the PATH: Python 3.12 asks Windows.
     shutil._win_path_needs_curdir = lambda *_: False  # type: ignore[attr-defined]
     for module in MODULES:
