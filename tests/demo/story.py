@@ -198,13 +198,13 @@ def _capture(story: Story, shop: scene.Shop, folder: Path) -> None:
         paths = lambda: [  # noqa: E731
             row["http.request.uri"]
             for row in tshark.rows(
-                tshark.so_far(file.read_bytes()), ["http.request.uri"], only="http.request.uri", options=plain
+                tshark.so_far(file.read_bytes()), ["http.request.uri"], only="http.request", options=plain
             )
         ]
         read = begun and _soon(paths, within=10)
         running.signal(signal.SIGINT)
         running.wait(10)
-    story.command(f"tshark -r {file.name} {' '.join(plain)} -Y http.request.uri -T fields -e http.request.uri")
+    story.command(f"tshark -r {file.name} {' '.join(plain)} -Y http.request -T fields -e http.request.uri")
     story.tell(", ".join(paths()) if read else running.text())
     story.see("tshark reads the request that went over TLS", read and paths() == ["/api/orders?token=[redacted]"])
     found = file.read_bytes() if read else b""
