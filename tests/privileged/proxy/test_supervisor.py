@@ -539,7 +539,7 @@ async def test_nothing_is_left_over():
             what="the dead children to be reaped",
         )
         inherited = descriptors_of(zygote).values()
-        assert len([name for name in inherited if name.startswith("socket:")]) == 1
+        assert len([name for name in inherited if name.startswith("socket:")]) == 1, descriptors_of(zygote)
     assert [pid for pid, _ in children_of(os.getpid()) if pid not in before] == []
 
 
