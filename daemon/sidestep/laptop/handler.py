@@ -17,7 +17,6 @@ import errno
 import re
 import socket
 import ssl
-import sys
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.channels.datagram_channel import DatagramChannel
 from sidestep.laptop.channels.preface_probe import probe
 from sidestep.laptop.channels.tls_channel import TlsChannel, describe
+from sidestep.laptop.loopback_listener import set_binding
 from sidestep.laptop.translation.channel import TranslatingChannel
 from sidestep.laptop.translation.connection_pool import ConnectionPool, HandlerChannel
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -117,10 +117,7 @@ class Handler:
             found = await loop.getaddrinfo(self.settings.address, self.settings.port, type=socket.SOCK_STREAM)
             for family, kind, protocol, _name, address in found:
                 with socket.socket(family, kind, protocol) as sock:
-                    if sys.platform == "linux":  # a handler that is about to bind it, with the same option, still can
-                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows binds an address that is in use without it
-                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+                    set_binding(sock)  # on Linux a handler that is about to bind it, as most do, still can
                     sock.bind(address)
             if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
                 _bind_wildcards(self.settings.port)
@@ -237,7 +234,7 @@ def _bind_wildcards(port: int) -> None:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             except OSError:
                 continue  # a machine without IPv6
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)  # type: ignore[attr-defined]
+            set_binding(sock)
             try:
                 sock.bind((wildcard, port))
             except OSError as error:

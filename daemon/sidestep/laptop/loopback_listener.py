@@ -14,14 +14,19 @@ import sys
 HOST = "127.0.0.1"
 
 
+def set_binding(sock: socket.socket) -> None:
+    """Have a socket bind an address that nobody listens on, and none that somebody does, as far as the system can."""
+    if sys.platform == "linux":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+
+
 def listen_on_loopback(port: int, *, backlog: int) -> socket.socket:
     """Return a listening socket; port 0: any that is free. Raises OSError, when the port is taken for one."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        if sys.platform == "linux":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        elif hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        set_binding(listener)
         listener.bind((HOST, port))
         listener.listen(backlog)
     except BaseException:
